@@ -1,0 +1,167 @@
+"""The threads that carry actors and workers: parked when idle, made on demand, one set a runtime.
+
+An actor has no thread of its own. A job (draining a mailbox, running functions) is carried by the
+thread that was parked last, or by a new one; so a thousand idle actors cost no thread, and a job
+never waits behind another. ``defer`` is for a job that should follow the one in progress on the same
+thread: a hop to another thread costs more than most jobs do.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+
+from handoff_actors.events import log
+
+Job = Callable[[], None]
+
+_IDLE_SECONDS = 10.0
+
+
+class _Carrier(threading.Thread):
+    def __init__(self, owner: Carriers, name: str, job: Job | None) -> None:
+        super().__init__(name=name, daemon=True)
+        self.owner = owner
+        self.job = job
+        self.wake = threading.Lock()
+        self.wake.acquire()
+        self.deferred: deque[Job] = deque()
+
+    def run(self) -> None:
+        _local.carrier = self
+        owner = self.owner
+        deferred = self.deferred
+        while (job := self.job) is not None:
+            self.job = None
+            while True:
+                try:
+                    job()
+                except BaseException as error:
+                    # Jobs have walls of their own; what still arrives here is our bug.
+                    log.error("carrier_job_raised", exc_info=error)
+                if not deferred:
+                    break
+                job = deferred.popleft()
+            del job
+            owner.park(self)
+        owner.gone(self)
+
+
+class _Local(threading.local):
+    carrier: _Carrier | None = None
+
+
+_local = _Local()
+
+
+class Carriers:
+    """An elastic set of daemon threads.
+
+    Args:
+        name: the prefix of the threads' names.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._numbers = count(1)
+        self._parked: deque[_Carrier] = deque()
+        self._lock = threading.Lock()
+        self._all: set[_Carrier] = set()
+        self._closed = False
+
+    def submit(self, job: Job) -> None:
+        """Carry ``job`` on a parked thread or a new one. Jobs of a closed set still run."""
+        try:
+            carrier = self._parked.pop()
+        except IndexError:
+            carrier = _Carrier(self, f"{self._name}-{next(self._numbers)}", job)
+            with self._lock:
+                self._all.add(carrier)
+            carrier.start()
+        else:
+            carrier.job = job
+            carrier.wake.release()
+
+    def defer(self, job: Job) -> None:
+        """Carry ``job`` on this thread after the current job, if this is one of ours."""
+        carrier = _local.carrier
+        if carrier is not None and carrier.owner is self:
+            carrier.deferred.append(job)
+        else:
+            self.submit(job)
+
+    def release_deferred(self) -> None:
+        """Hand what this thread deferred to other threads: to be called before blocking."""
+        carrier = _local.carrier
+        if carrier is not None:
+            while carrier.deferred:
+                carrier.owner.submit(carrier.deferred.popleft())
+
+    def carries_current_thread(self) -> bool:
+        """Whether the calling thread is one of this set."""
+        carrier = _local.carrier
+        return carrier is not None and carrier.owner is self
+
+    def park(self, carrier: _Carrier) -> None:
+        """Wait for the next job, which is then in ``carrier.job``; None means: end."""
+        if self._closed:
+            return
+        self._parked.append(carrier)
+        if self._closed and self._unpark(carrier):
+            return
+        while not carrier.wake.acquire(timeout=_IDLE_SECONDS):
+            # If somebody took us off the stack in this very moment, the wake-up is on its way.
+            if self._unpark(carrier):
+                return
+
+    def _unpark(self, carrier: _Carrier) -> bool:
+        try:
+            self._parked.remove(carrier)
+        except ValueError:
+            return False
+        return True
+
+    def gone(self, carrier: _Carrier) -> None:
+        """Forget a thread that ends."""
+        with self._lock:
+            self._all.discard(carrier)
+
+    def threads(self) -> list[threading.Thread]:
+        """The threads alive now, parked ones included."""
+        with self._lock:
+            return list(self._all)
+
+    def close(self, timeout: float) -> list[threading.Thread]:
+        """End the parked threads and wait for the busy ones.
+
+        Args:
+            timeout: seconds to wait for all together.
+
+        Returns:
+            The threads that were still busy then; they end with their jobs.
+        """
+        self._closed = True
+        deadline = time.monotonic() + timeout
+        current = threading.current_thread()
+        left: list[threading.Thread] = []
+        for thread in self.threads():
+            self._end_parked()
+            if thread is not current:
+                while thread.is_alive() and (wait := deadline - time.monotonic()) > 0:
+                    thread.join(min(wait, 0.02))
+                    self._end_parked()
+                if thread.is_alive():
+                    left.append(thread)
+        return left
+
+    def _end_parked(self) -> None:
+        while self._parked:
+            try:
+                carrier = self._parked.pop()
+            except IndexError:
+                return
+            carrier.job = None
+            carrier.wake.release()

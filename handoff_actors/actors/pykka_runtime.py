@@ -1,0 +1,253 @@
+"""The one place where Pykka is used: an actor's incarnation, its mailbox, and the one way to die.
+
+Pykka's ``Actor`` asks a runtime for an inbox and for a loop. This runtime gives it a mailbox that
+outlives it and a loop that is a *strand*: whichever carrier thread finds messages drains them, one
+thread at a time. Pykka's own ``ask`` is not used, as its replies can be lost between a dying actor's
+last look at its inbox and its end, and an exception that is no ``Exception`` would stop every actor
+of the process; nor is its registry, by which other code in this process could stop the tree.
+
+``_finish`` is the only way to die, whatever the cause: terminate, give the mailbox up, tell those who
+watch. It happens exactly once, as only the mailbox's present reader can give it up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pykka
+
+from handoff_actors.actors.calls import Call, Redelivered, Ref, Reply, current
+from handoff_actors.actors.links import Monitors
+from handoff_actors.actors.mailbox import IDLE, SIGNAL, Mailbox
+from handoff_actors.actors.reasons import Exit, Reason, is_abnormal, reason_text
+from handoff_actors.actors.server import DEFERRED, Actor, Crash
+from handoff_actors.actors.table import StaleIncarnationError
+from handoff_actors.errors import ActorCrashedError, HandoffError
+from handoff_actors.events import log
+
+if TYPE_CHECKING:
+    from handoff_actors.actors.system import ActorSystem
+
+
+class Stop:
+    """The system message that ends an incarnation."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+
+
+class Incarnation(pykka.Actor):
+    """One life of an actor.
+
+    Args:
+        system: where it lives.
+        ref: its address; other incarnations had it before.
+        behaviour: the ``Actor`` that handles the messages.
+        on_end: called with the reason after the incarnation has ended, before its monitors.
+        supervised: somebody may start another incarnation, so messages wait for it.
+    """
+
+    def __init__(
+        self,
+        system: ActorSystem,
+        ref: Ref,
+        behaviour: Actor,
+        *,
+        on_end: Callable[[Reason], None] | None = None,
+        supervised: bool = False,
+    ) -> None:
+        self._mailbox = ref.mailbox
+        super().__init__()
+        self.system = system
+        self.ref = ref
+        self.behaviour = behaviour
+        self.monitors = Monitors()
+        self.ended = threading.Event()
+        self.reason: Reason | None = None
+        self._on_end = on_end
+        self._supervised = supervised
+        self._message: Any = None
+        self._asker: Reply | None = None
+        self._committed = False
+        self._recorded: Any = None
+        self._stop_reason: Reason | None = None
+        behaviour.ref = ref
+        behaviour.system = system
+        behaviour._incarnation = self  # noqa: SLF001  the two are one thing, split to keep Pykka here
+
+    # Pykka's runtime seams.
+
+    def _create_actor_inbox(self) -> Mailbox:  # type: ignore[override]  # one per address, not per class
+        return self._mailbox
+
+    @staticmethod
+    def _create_future() -> pykka.Future[Any]:
+        return pykka.ThreadingFuture()
+
+    def _start_actor_loop(self) -> None:
+        self.ref.incarnation = self
+        self._mailbox.attach(self)
+
+    def on_start(self) -> None:
+        """Run the behaviour's ``init``; what it raises goes to the starter."""
+        self.behaviour.init()
+
+    def begin(self) -> None:
+        """Run ``init`` and, if it succeeds, start to read the mailbox."""
+        previous, current.incarnation = current.incarnation, self
+        try:
+            self.on_start()
+        finally:
+            current.incarnation = previous
+        self._start_actor_loop()
+
+    # The strand.
+
+    def schedule(self, follow: bool = False) -> None:
+        """Have a carrier drain the mailbox."""
+        if follow:
+            self.system.carriers.defer(self.drain)
+        else:
+            self.system.carriers.submit(self.drain)
+
+    def drain(self) -> None:
+        """Handle messages until none is left or this incarnation has ended."""
+        mailbox = self._mailbox
+        behaviour = self.behaviour
+        previous, current.incarnation = current.incarnation, self
+        try:
+            while (message := mailbox.next(self)) is not IDLE:
+                if message is SIGNAL:
+                    try:
+                        behaviour.signalled()
+                    except BaseException as error:
+                        self.on_failure(type(error), error, error.__traceback__)
+                else:
+                    self.on_receive(message)
+                if self._stop_reason is not None:
+                    self._finish(self._stop_reason)
+        finally:
+            current.incarnation = previous
+
+    def on_receive(self, message: Any) -> None:
+        """Handle one message, behind the wall."""
+        self._committed = False
+        try:
+            kind = type(message)
+            if kind is Call:
+                self._message = message
+                self._asker = reply = message.reply
+                try:
+                    answer = self.behaviour.handle(message.request)
+                except StaleIncarnationError:
+                    raise
+                except HandoffError as error:
+                    reply.fail(error)
+                else:
+                    if answer is not DEFERRED:
+                        reply.set(answer)
+            elif kind is Stop:
+                self.stop_after(message.reason)
+            elif kind is Crash:
+                raise message.error
+            elif kind is Redelivered:
+                self._message = message
+                self.behaviour.handle(message.message)
+            else:
+                self._message = message
+                self.behaviour.handle(message)
+        except BaseException as error:
+            self.on_failure(type(error), error, error.__traceback__)
+        finally:
+            self._message = self._asker = self._recorded = None
+
+    # Seen by the behaviour.
+
+    def committed(self, reply: Any) -> None:
+        """The present message has taken effect; its answer is known."""
+        self._committed = True
+        self._recorded = reply
+
+    def asker(self) -> Reply | None:
+        """The reply of the present call."""
+        return self._asker
+
+    def stop_after(self, reason: Reason) -> None:
+        """End with ``reason`` once the present handler is done."""
+        self._stop_reason = reason
+
+    # The end.
+
+    def on_failure(self, _type: Any, error: BaseException | None, _traceback: Any) -> None:
+        """A handler raised: see to the message in hand, then die of it."""
+        assert error is not None
+        message = self._message
+        if isinstance(message, Call):
+            if self._committed and self._recorded is not DEFERRED:
+                message.reply.set(self._recorded)
+            elif self._committed:
+                pass  # whoever keeps the reply will answer it
+            elif message.deaths or not self._supervised or not self._requeue(message):
+                message.deaths += 1
+                crashed = ActorCrashedError(
+                    f"{self.ref.label} died while it handled the request: {reason_text(error)}",
+                    name=self.ref.label,
+                    reason=error,
+                )
+                crashed.__cause__ = error
+                message.reply.fail(crashed)
+        elif message is not None and not self._committed and not isinstance(message, Redelivered):
+            self._mailbox.put_back(Redelivered(message))
+        self._stop_reason = error
+
+    def _requeue(self, call: Call) -> bool:
+        call.deaths += 1
+        return self._mailbox.put_back(call)
+
+    def exit(self, reason: Reason) -> bool:
+        """Ask it to end, ahead of all that waits; False if it is not alive."""
+        return self._mailbox.put_urgent(Stop(reason), self)
+
+    def kill(self) -> None:
+        """Abandon it: whatever it is doing, it reads, commits and answers nothing any more."""
+        message = self._message
+        if self._mailbox.detach(self):
+            if isinstance(message, Call):
+                message.reply.fail(
+                    ActorCrashedError(
+                        f"{self.ref.label} was killed while it handled the request",
+                        name=self.ref.label,
+                        reason=Exit.KILLED,
+                    )
+                )
+            self._publish(Exit.KILLED)
+
+    def _finish(self, reason: Reason) -> None:
+        try:
+            self.behaviour.terminate(reason)
+        except BaseException as error:
+            log.error("terminate_raised", actor=self.ref.label, exc_info=error)
+            if not is_abnormal(reason):
+                reason = error
+        if self._mailbox.detach(self):
+            self._publish(reason)
+
+    def _publish(self, reason: Reason) -> None:
+        self.reason = reason
+        self.actor_stopped.set()
+        ref = self.ref
+        ref.incarnation = None
+        if isinstance(reason, BaseException):
+            log.error("actor_crashed", actor=ref.label, reason=reason_text(reason), exc_info=reason)
+        if not self._supervised:
+            self.system.names.unregister(ref)
+            ref.close(reason)
+        if self._on_end is not None:
+            self._on_end(reason)
+        self.ended.set()
+        self.monitors.fire(reason)
+

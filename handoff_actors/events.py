@@ -1,0 +1,278 @@
+"""What happened: typed events for subscribers, and structured log lines.
+
+Events are facts in the past tense, frozen and small: ids and places, never values of the user's.
+``EventBus.publish`` costs one attribute read while nobody has subscribed. Subscribers run on a
+thread of their own, so that none of them can slow or break an actor.
+
+Log lines go to structlog when the user has configured it, else to the standard library's logger
+``handoff_actors`` when that has a handler; otherwise nothing is formatted and structlog is not even
+imported (it costs more than the rest of the library together).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any
+
+from handoff_actors.errors import describe
+
+_stdlib_logger = logging.getLogger("handoff_actors")
+_stdlib_logger.addHandler(logging.NullHandler())
+
+
+def _has_real_handler() -> bool:
+    logger: logging.Logger | None = _stdlib_logger
+    while logger is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
+
+
+class Log:
+    """A structured logger with bound fields; silent unless the user configured logging."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+    def bind(self, **fields: Any) -> Log:
+        """A logger that adds ``fields`` to each of its lines."""
+        return Log(**self._fields, **fields)
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """For whoever follows the runtime step by step."""
+        self._write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        """What an operator expects to see."""
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """What was survived, and should be known."""
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """What somebody has to look at."""
+        self._write(logging.ERROR, event, fields)
+
+    def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        structlog = sys.modules.get("structlog")
+        try:
+            if structlog is not None and structlog.is_configured():
+                logger = structlog.get_logger("handoff_actors").bind(**self._fields)
+                getattr(logger, logging.getLevelName(level).lower())(event, **fields)
+            elif _stdlib_logger.isEnabledFor(level) and _has_real_handler():
+                _render(level, event, {**self._fields, **fields})
+        except Exception:
+            # A logging set-up that raises must not bring down the actor that logs.
+            logging.lastResort and logging.lastResort.flush()
+
+
+def _render(level: int, event: str, fields: dict[str, Any]) -> None:
+    exc_info = fields.pop("exc_info", None)
+    pairs = " ".join(f"{name}={describe(value, 200)}" for name, value in fields.items())
+    _stdlib_logger.log(level, "%s %s", event, pairs, exc_info=exc_info)
+
+
+log = Log()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The base of all events.
+
+    Attributes:
+        at: when it happened, seconds since the epoch.
+    """
+
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A run was admitted; ``functions`` is how many it will run."""
+
+    dag_id: Hashable
+    functions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished(Event):
+    """A run ended as ``state``: succeeded, failed or cancelled; ``error`` says why in one line."""
+
+    dag_id: Hashable
+    state: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionsFinished(Event):
+    """These functions of a run finished since the last such event: a batch, as they come."""
+
+    dag_id: Hashable
+    function_ids: tuple[Hashable, ...]
+    finished: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFailed(Event):
+    """An attempt raised, timed out or lost its worker; ``retry_in`` is None if it was the last."""
+
+    dag_id: Hashable
+    function_id: Hashable
+    attempt: int
+    error: str
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted(Event):
+    """A worker process is ready."""
+
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost(Event):
+    """A worker process died; ``reason`` is its exit in words."""
+
+    node: str
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadAbandoned(Event):
+    """A thread overran its function's timeout and was replaced; it keeps its claim till it ends."""
+
+    dag_id: Hashable
+    function_id: Hashable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorCrashed(Event):
+    """An actor died of ``reason`` and, if ``restarted``, a new incarnation took over."""
+
+    name: str
+    reason: str
+    restarted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeFailed(Event):
+    """The supervision tree gave up."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRegistered(Event):
+    """A node's capabilities were registered, or replaced."""
+
+    node: str
+    capabilities: dict[str, float]
+
+
+class Subscription:
+    """One subscriber; ``cancel()`` ends it. A context manager too."""
+
+    __slots__ = ("_bus", "callback", "kinds")
+
+    def __init__(
+        self,
+        bus: EventBus,
+        callback: Callable[[Event], object],
+        kinds: tuple[type[Event], ...],
+    ) -> None:
+        self._bus = bus
+        self.callback = callback
+        self.kinds = kinds
+
+    def cancel(self) -> None:
+        """No further event reaches the callback once this returns, but for one under way."""
+        self._bus.remove(self)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class EventBus:
+    """Hands events to subscribers, in order, on a thread that exists only while there are any."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self._lock = threading.Lock()
+        self._subscriptions: tuple[Subscription, ...] = ()
+        self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def subscribe(
+        self, callback: Callable[[Event], object], kinds: Iterable[type[Event]] | None = None
+    ) -> Subscription:
+        """Call ``callback(event)`` for each event of ``kinds`` (all, when None)."""
+        wanted = (Event,) if kinds is None else tuple(kinds)
+        subscription = Subscription(self, callback, wanted)
+        with self._lock:
+            self._subscriptions += (subscription,)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._deliver, name="handoff-events", daemon=True
+                )
+                self._thread.start()
+            self.active = True
+        return subscription
+
+    def remove(self, subscription: Subscription) -> None:
+        """Forget a subscription; the thread ends with the last one."""
+        with self._lock:
+            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+            if self._subscriptions:
+                return
+        self.close()
+
+    def publish(self, event: Event) -> None:
+        """Queue ``event`` for the subscribers; never blocks, never raises."""
+        if self.active:
+            self._queue.put(event)
+
+    def flush(self, timeout: float = 1.0) -> None:
+        """Return when all that was published before has been delivered, or after ``timeout``."""
+        if self.active and threading.current_thread() is not self._thread:
+            reached = threading.Event()
+            self._queue.put(reached)
+            reached.wait(timeout)
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Deliver what is queued, then end the thread."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self.active = False
+        if thread is not None:
+            self._queue.put(None)
+            if thread is not threading.current_thread():
+                thread.join(timeout)
+
+    def _deliver(self) -> None:
+        while (event := self._queue.get()) is not None:
+            if isinstance(event, threading.Event):
+                event.set()
+                continue
+            for subscription in self._subscriptions:
+                if isinstance(event, subscription.kinds):
+                    try:
+                        subscription.callback(event)
+                    except Exception as error:
+                        log.error("subscriber_raised", error=describe(error), exc_info=error)
