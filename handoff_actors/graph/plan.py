@@ -1,0 +1,494 @@
+"""A DAG compiled to be run: integers instead of ids, columns instead of objects.
+
+Guarantees that a ``Plan`` that exists can be run: nothing is missing, nothing waits for itself,
+collocations are resolved, code given as a path is imported. Compiling costs O(V+E), where an
+inline counts once for each function that evaluates it. Nobody changes a plan once it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from handoff_actors.graph.callables import Code, is_coroutine_callable, resolve_code
+from handoff_actors.graph.collocation import Groups, resolve_groups
+from handoff_actors.graph.function import (
+    ASYNC,
+    BOUND,
+    COLLOCATED,
+    INLINE,
+    INPUT,
+    PATH,
+    PLACED,
+    REPEATED,
+    STATE,
+    TIMED,
+    WRAPPED,
+    Argument,
+    Function,
+    Pair,
+    check_call,
+    to_micro,
+    with_extras,
+)
+from handoff_actors.graph.order import in_order
+
+if TYPE_CHECKING:
+    from handoff_actors.graph.dag import DAG
+
+_LANE = ASYNC | STATE | TIMED | PLACED  # bits that keep a function out of the default class
+_OWN_CLASS = ASYNC | STATE | TIMED
+_NOT_PLAIN = BOUND | STATE | ASYNC
+_SPECIAL = (
+    _NOT_PLAIN | WRAPPED | INLINE | INPUT | REPEATED | PATH
+)  # all but what only the class is about
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """How one function is called; never changed. Picklable, as far as the user's code is.
+
+    Attributes:
+        id: whose call it is, for errors.
+        code: the callable.
+        sources: where the first positional arguments come from, in order.
+        extra_args: positional arguments that follow them.
+        extra_kwargs: keyword arguments, or None.
+        as_list: the values of ``sources`` are handed over as one list.
+        is_async: the code gives a coroutine.
+        init: ``(callable, args)`` that makes the state, or None.
+        batching: the code gets one list of argument tuples.
+    """
+
+    id: Hashable
+    code: Code
+    sources: tuple[Source, ...]
+    extra_args: tuple[Any, ...] = ()
+    extra_kwargs: dict[str, Any] | None = None
+    as_list: bool = False
+    is_async: bool = False
+    init: Pair | None = None
+    batching: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class InlineCall:
+    """The value of an inline function, evaluated once per attempt of whoever takes it.
+
+    Attributes:
+        key: the id of the inline: attempts remember its value under it.
+        call: how it is called.
+    """
+
+    key: Hashable
+    call: Call
+
+
+@dataclass(slots=True, eq=False)
+class Converted:
+    """A value that passes the callables of an ``Argument``.
+
+    Attributes:
+        source: the value before.
+        producer: the value index of who made it; None for an inline, which is made where it is
+            needed.
+        serialize: ``(callable, extras)`` that runs where the value is, or None.
+        deserialize: ``(callable, extras)`` that runs where it is needed, or None.
+    """
+
+    source: int | InlineCall
+    producer: int | None
+    serialize: Pair | None
+    deserialize: Pair | None
+
+
+Source = int | InlineCall | Converted
+
+
+@dataclass(frozen=True, slots=True)
+class LaneClass:
+    """What functions that can share workers and claims have in common.
+
+    Attributes:
+        isolation: ``"thread"``, ``"process"``, or None for the runtime's own.
+        is_async: they give coroutines.
+        cost: what each attempt claims, in integer micro-units, without zeros; None is no claim.
+        pin: the name of the node they must run on, or None.
+        group: the number of their group of collocated functions, when it is not pinned.
+        timed: they have timeouts.
+        stateful: they have ``init`` or batches.
+    """
+
+    isolation: str | None = None
+    is_async: bool = False
+    cost: dict[str, int] | None = None
+    pin: str | None = None
+    group: int | None = None
+    timed: bool = False
+    stateful: bool = False
+
+
+class Plan:
+    """A DAG compiled to be run.
+
+    Values have indices: the regular functions 0 to ``n - 1``, dependencies first, then the inputs.
+    Inline functions have none: they are part of the calls of those that take them.
+
+    Attributes:
+        ids: the id of each value.
+        index: the value index of each id.
+        functions: the function of each value.
+        n: how many regular functions there are.
+        n_inputs: how many inputs there are.
+        deps: for each regular function the values it needs, inlines seen through, each once.
+        dependents: for each value the regular functions that need it, in order.
+        indegree: for each regular function how many regular ones it needs.
+        consumers: for each value how many regular functions need it.
+        sinks: the regular functions that no regular one needs.
+        plain: for each regular function the values that are its arguments, in order, when there
+            is no more to its call than ``code(*values)``, else None.
+        codes: the callable of each regular function.
+        calls: the call of each regular function that is not plain.
+        class_of: the number of each regular function's class.
+        classes: what the functions of a class have in common.
+        groups: of each group of collocated functions its regular functions.
+        group_of: the number of the group of each function that is in one.
+        group_pins: for each group the name of the node it is pinned to, or None.
+    """
+
+    __slots__ = (
+        "calls",
+        "class_of",
+        "classes",
+        "codes",
+        "consumers",
+        "dependents",
+        "deps",
+        "functions",
+        "group_of",
+        "group_pins",
+        "groups",
+        "ids",
+        "indegree",
+        "index",
+        "n",
+        "n_inputs",
+        "plain",
+        "sinks",
+    )
+
+    ids: list[Hashable]
+    index: dict[Hashable, int]
+    functions: list[Function]
+    n: int
+    n_inputs: int
+    deps: list[tuple[int, ...]]
+    dependents: list[list[int]]
+    indegree: list[int]
+    consumers: list[int]
+    sinks: list[int]
+    plain: list[tuple[int, ...] | None]
+    codes: list[Code]
+    calls: dict[int, Call]
+    class_of: list[int]
+    classes: list[LaneClass]
+    groups: list[tuple[int, ...]]
+    group_of: dict[int, int]
+    group_pins: list[str | None]
+
+    def call(self, i: int) -> Call:
+        """The call of the regular function ``i``, made when it is plain."""
+        found = self.calls.get(i)
+        if found is not None:
+            return found
+        return Call(self.ids[i], self.codes[i], cast("tuple[Source, ...]", self.plain[i]))
+
+    def levels(self) -> list[list[int]]:
+        """The regular functions by the longest way that leads to them."""
+        level = [0] * self.n
+        levels: list[list[int]] = []
+        n = self.n
+        for i, deps in enumerate(self.deps):
+            here = max([level[d] + 1 for d in deps if d < n], default=0)
+            level[i] = here
+            if here == len(levels):
+                levels.append([])
+            levels[here].append(i)
+        return levels
+
+    def width(self) -> int:
+        """How many regular functions the fullest level has."""
+        return max(map(len, self.levels()), default=0)
+
+    def critical_path(self, weights: Sequence[float] | None = None) -> list[int]:
+        """The regular functions of the heaviest way through, in order.
+
+        Args:
+            weights: what each regular function weighs, say seconds; None is 1 for each.
+        """
+        n = self.n
+        total: list[float] = []
+        before: list[int] = []
+        for i, deps in enumerate(self.deps):
+            last = max([d for d in deps if d < n], key=total.__getitem__, default=-1)
+            before.append(last)
+            total.append((total[last] if last >= 0 else 0) + (1 if weights is None else weights[i]))
+        path: list[int] = []
+        i = max(range(n), key=total.__getitem__, default=-1)
+        while i >= 0:
+            path.append(i)
+            i = before[i]
+        return path[::-1]
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.n} functions and {self.n_inputs} inputs>"
+
+
+def compile_plan(dag: DAG) -> Plan:
+    """Validate ``dag`` and compile it.
+
+    Raises:
+        MissingFunctionError: an argument names no function.
+        CyclicDependencyError: functions wait for each other.
+        InvalidFunctionError: code cannot be imported, or a collocation cannot be met.
+    """
+    functions = dag.functions
+    shapes = {f.shape for f in functions.values()}
+    union = 0
+    for shape in shapes:
+        union |= shape
+    groups = resolve_groups(functions) if union & COLLOCATED else None
+    some_default = groups is None and not all(s & (_LANE | INLINE | INPUT) for s in shapes)
+    try:
+        # Most DAGs are built in an order in which they can run.
+        return _Compiler(functions.values(), union, groups, some_default).plan
+    except KeyError:
+        return _Compiler(in_order(functions), union, groups, some_default).plan
+
+
+class _Compiler:
+    """Makes one plan from functions that come in an order in which they can run.
+
+    Raises:
+        KeyError: they do not come in such an order.
+    """
+
+    __slots__ = ("class_keys", "groups", "inlines", "plan", "reaches")
+
+    def __init__(
+        self,
+        functions: Iterable[Function],
+        union: int,
+        groups: Groups | None,
+        some_default: bool,
+    ) -> None:
+        ordered = regular = list(functions)
+        inputs: list[Function] = []
+        if union & INPUT:
+            inputs = [f for f in regular if f.shape & INPUT]
+            ordered = regular = [f for f in regular if not f.shape & INPUT]
+        if union & INLINE:
+            regular = [f for f in regular if not f.shape & INLINE]
+        self.groups = groups
+        self.inlines: dict[Hashable, InlineCall] = {}
+        self.reaches: dict[Hashable, tuple[int, ...]] = {}
+        self.class_keys: dict[Any, int] = {_DEFAULT_KEY: 0} if some_default else {}
+
+        plan = self.plan = Plan()
+        n = plan.n = len(regular)
+        plan.n_inputs = len(inputs)
+        plan.functions = regular + inputs
+        plan.ids = [f.id for f in plan.functions]
+        plan.index = {f.id: value for value, f in enumerate(inputs, n)}
+        plan.codes = cast("list[Code]", [f.code for f in regular])
+        plan.calls = {}
+        plan.class_of = [0] * n
+        plan.classes = [LaneClass()] if some_default else []
+        plan.dependents = [[] for _ in plan.functions]
+        self._columns(ordered)
+        plan.consumers = list(map(len, plan.dependents))
+        plan.sinks = [i for i, readers in enumerate(plan.dependents) if not readers and i < n]
+        if inputs:
+            plan.indegree = [sum([d < n for d in deps]) for deps in plan.deps]
+        else:
+            plan.indegree = list(map(len, plan.deps))
+        plan.groups, plan.group_of, plan.group_pins = [], {}, []
+        if groups is not None:
+            plan.group_pins = groups.pins
+            members: list[list[int]] = [[] for _ in groups.pins]
+            for i, id_ in enumerate(plan.ids):
+                group = groups.group_of.get(id_)
+                if group is not None:
+                    plan.group_of[i] = group
+                    members[group].append(i)
+            plan.groups = list(map(tuple, members))
+
+    def _columns(self, ordered: list[Function]) -> None:
+        """Fill the columns that need a step per function: the loop that compiling consists of."""
+        plan = self.plan
+        plain: list[tuple[int, ...] | None] = []
+        deps_of: list[tuple[int, ...]] = []
+        plan.plain, plan.deps = plain, deps_of
+        index, dependents, class_of = plan.index, plan.dependents, plan.class_of
+        grouped = self.groups is not None
+        inlines = self.inlines
+        value_of = index.__getitem__
+        i = 0
+        for function in ordered:
+            shape = function.shape
+            values: tuple[int, ...] | None
+            if not shape & _SPECIAL:
+                try:
+                    deps = values = tuple(map(value_of, function.args))
+                except KeyError:
+                    if not inlines:
+                        raise
+                    shape, deps, values = self._special(i, function)
+            elif shape & INLINE:
+                self._inline(function)
+                continue
+            else:
+                shape, deps, values = self._special(i, function)
+            deps_of.append(deps)
+            plain.append(values)
+            for d in deps:
+                dependents[d].append(i)
+            if shape & _LANE or grouped:
+                class_of[i] = self._class_of(function, shape)
+            index[function.id] = i
+            i += 1
+
+    def _special(
+        self, i: int, function: Function
+    ) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
+        """The shape, the values needed and, when it is plain, the arguments of a function."""
+        shape = function.shape
+        sources = self._sources(function)
+        if shape & PATH:
+            self.plan.codes[i] = code = _imported(function)
+            if is_coroutine_callable(code):
+                shape |= ASYNC
+        if not shape & _NOT_PLAIN and not any(s.__class__ is not int for s in sources):
+            values = cast("tuple[int, ...]", sources)
+            return shape, tuple(dict.fromkeys(values)), values
+        self.plan.calls[i] = _call(function, self.plan.codes[i], sources, shape)
+        return shape, self._reach(sources), None
+
+    def _inline(self, function: Function) -> None:
+        sources = self._sources(function)
+        code = _imported(function) if function.shape & PATH else cast("Code", function.code)
+        self.inlines[function.id] = InlineCall(
+            function.id, _call(function, code, sources, function.shape)
+        )
+        reach = self._reach(sources, _SMALL)
+        if len(reach) <= _SMALL:
+            self.reaches[function.id] = reach
+
+    def _sources(self, function: Function) -> tuple[Source, ...]:
+        index, inlines = self.plan.index, self.inlines
+        sources: list[Source] = []
+        for arg in function.args:
+            id_ = arg.id if isinstance(arg, Argument) else arg
+            value = index.get(id_)
+            source = inlines[id_] if value is None else value
+            if isinstance(arg, Argument):
+                before = with_extras(arg.serialization_fn)
+                after = with_extras(arg.deserialization_fn)
+                if before is not None or after is not None:
+                    sources.append(Converted(source, value, before, after))
+                    continue
+            sources.append(source)
+        return tuple(sources)
+
+    def _reach(self, sources: Sequence[Source], enough: int | None = None) -> tuple[int, ...]:
+        """The values that ``sources`` need, inlines seen through, each once.
+
+        What an inline needs is remembered when it is little. Else it is walked again for each who
+        takes it, as it is evaluated again for each: remembering it all would be quadratic.
+
+        Args:
+            sources: the arguments of one function.
+            enough: stop as soon as there are more than so many; the answer is then only part.
+        """
+        found: dict[int, None] = {}
+        seen: set[Hashable] = set()
+        stack: list[Source] = list(reversed(sources))
+        while stack:
+            source = stack.pop()
+            if isinstance(source, Converted):
+                source = source.source
+            if isinstance(source, int):
+                found[source] = None
+                continue
+            if source.key in seen:
+                continue
+            seen.add(source.key)
+            known = self.reaches.get(source.key)
+            if known is not None:
+                found.update(dict.fromkeys(known))
+            elif enough is not None:
+                return tuple(range(enough + 1))
+            else:
+                stack.extend(reversed(source.call.sources))
+        return tuple(found)
+
+    def _class_of(self, function: Function, shape: int) -> int:
+        group = pin = None
+        if self.groups is not None:
+            group = self.groups.group_of.get(function.id)
+        if group is not None and self.groups is not None:
+            pin = self.groups.pins[group]
+            if pin is not None:
+                group = None  # the pin says all there is to say
+        elif function.node is not None:
+            pin = cast("str", function.node)
+        bits = shape & _OWN_CLASS
+        cost = tuple(function.cost.items()) if function.cost else ()
+        key = (bits, function.isolation, pin, group, cost)
+        number = self.class_keys.get(key)
+        if number is None:
+            micro = {name: to_micro(amount) for name, amount in sorted(cost)}
+            micro = {name: amount for name, amount in micro.items() if amount}
+            same = (*key[:4], "micro", tuple(micro.items()))
+            number = self.class_keys.get(same)
+            if number is None:
+                number = len(self.plan.classes)
+                self.plan.classes.append(
+                    LaneClass(
+                        function.isolation,
+                        bool(bits & ASYNC),
+                        micro or None,
+                        pin,
+                        group,
+                        bool(bits & TIMED),
+                        bool(bits & STATE),
+                    )
+                )
+                self.class_keys[same] = number
+            self.class_keys[key] = number
+        return number
+
+
+_SMALL = 16
+_DEFAULT_KEY = (0, None, None, None, "micro", ())
+
+
+def _imported(function: Function) -> Code:
+    code = resolve_code(cast("str", function.code), function.id)
+    check_call(function, code)
+    return code
+
+
+def _call(function: Function, code: Code, sources: tuple[Source, ...], shape: int) -> Call:
+    return Call(
+        function.id,
+        code,
+        sources,
+        function.extra_args,
+        function.extra_kwargs or None,
+        function.argument_inclusion == "as_list",
+        bool(shape & ASYNC),
+        with_extras(function.init),
+        function.batch_size is not None,
+    )
