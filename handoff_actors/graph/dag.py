@@ -39,17 +39,22 @@ class DAG:
         InvalidDAGError: the id is not hashable.
     """
 
-    __slots__ = ("__weakref__", "_functions", "_plan", "_view", "id")
+    __slots__ = ("__weakref__", "_functions", "_id", "_plan", "_view")
 
     def __init__(self, id: Hashable = None) -> None:  # noqa: A002
         try:
             hash(id)
         except Exception:  # noqa: BLE001  a user's __hash__ may raise anything
             raise InvalidDAGError(f"a DAG's id must be hashable, got {describe(id)}") from None
-        self.id: Hashable = f"dag-{os.urandom(6).hex()}" if id is None else id
+        self._id: Hashable = f"dag-{os.urandom(6).hex()}" if id is None else id
         self._functions: dict[Hashable, Function] = {}
         self._view: Mapping[Hashable, Function] = MappingProxyType(self._functions)
         self._plan: Plan | None = None
+
+    @property
+    def id(self) -> Hashable:
+        """What names the DAG and, if the caller gives no other, its runs."""
+        return self._id
 
     @property
     def functions(self) -> Mapping[Hashable, Function]:
@@ -74,7 +79,7 @@ class DAG:
         id_ = function.id
         if id_ in self._functions:
             raise DuplicateFunctionError(
-                f"the DAG {describe(self.id)} has a function {describe(id_)} already; "
+                f"the DAG {describe(self._id)} has a function {describe(id_)} already; "
                 "give this one another id",
                 function_id=id_,
             )
@@ -88,6 +93,8 @@ class DAG:
     @overload
     def function(
         self,
+        code: None = None,
+        /,
         *,
         id: Hashable = None,
         args: Iterable[Hashable] | None = None,
@@ -165,13 +172,13 @@ class DAG:
 
     def __repr__(self) -> str:
         count = len(self._functions)
-        return f"<DAG {describe(self.id)} of {count} function{'' if count == 1 else 's'}>"
+        return f"<DAG {describe(self._id)} of {count} function{'' if count == 1 else 's'}>"
 
     def __getstate__(self) -> tuple[Hashable, tuple[Function, ...]]:
-        return self.id, tuple(self._functions.values())
+        return self._id, tuple(self._functions.values())
 
     def __setstate__(self, state: tuple[Hashable, tuple[Function, ...]]) -> None:
-        self.id, functions = state
+        self._id, functions = state
         self._functions = {f.id: f for f in functions}
         self._view = MappingProxyType(self._functions)
         self._plan = None

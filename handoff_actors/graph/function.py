@@ -6,10 +6,8 @@ be known without its DAG: every field is checked when it is built, and nothing c
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf
-from numbers import Complex, Number, Real
 from types import FunctionType
 from typing import Any, Literal, NoReturn, TypedDict, cast
 
@@ -21,14 +19,22 @@ from handoff_actors.graph.callables import (
     misfit,
     name_of,
 )
+from handoff_actors.graph.checks import (
+    CodeWithExtras,
+    as_tuple,
+    check_above_zero,
+    check_choice,
+    check_int,
+    check_pair,
+    check_seconds,
+    checked_cost,
+    checked_kwargs,
+    refuse,
+)
 
-CodeWithExtras = Code | tuple[Code, Sequence[Any]]
-Pair = tuple[Code, tuple[Any, ...]]
 FunctionKind = Literal["regular", "inline", "input"]
 Isolation = Literal["thread", "process"]
 ArgumentInclusion = Literal["variadic", "as_list"]
-
-MICRO = 1_000_000
 
 
 class FunctionFields(TypedDict, total=False):
@@ -52,6 +58,14 @@ class FunctionFields(TypedDict, total=False):
     version: Hashable
 
 
+MICRO = 1_000_000
+
+
+def to_micro(amount: float) -> int:
+    """An amount of a resource in integer millionths, so that sums of amounts are exact."""
+    return round(float(amount) * MICRO)
+
+
 # What the compiler asks of a function, as bits of ``Function.shape``: 0 is the usual function.
 INLINE = 1
 INPUT = 2
@@ -64,44 +78,6 @@ PATH = 128  # code is "module:qualname"
 TIMED = 256
 PLACED = 512  # cost, node or isolation
 COLLOCATED = 1024
-
-
-def to_micro(amount: float) -> int:
-    """An amount of a resource in integer millionths, so that sums of amounts are exact."""
-    return round(float(amount) * MICRO)
-
-
-def _refuse(function_id: Hashable, name: str, text: str) -> NoReturn:
-    raise InvalidFunctionError(
-        f"function {describe(function_id)}: {text}", function_id=function_id, field=name
-    )
-
-
-def with_extras(value: CodeWithExtras | None) -> Pair | None:
-    """``fn`` or ``(fn, [extra...])`` as ``(fn, (extra...))``; None stays None."""
-    if value is None:
-        return None
-    return (value[0], tuple(value[1])) if isinstance(value, tuple) else (value, ())
-
-
-def _check_pair(owner: Hashable, name: str, value: object, before: int) -> None:
-    """Refuse what is neither a callable nor ``(callable, [extra...])`` that can be called so."""
-    extras: Sequence[Any] = ()
-    code = value
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], (list, tuple)):
-        code, extras = value
-    if not callable(code):
-        _refuse(
-            owner, name, f"{name}={describe(value)} is neither callable nor a (callable, [args])"
-        )
-    reason = misfit(code, before + len(extras))
-    if reason is not None:
-        _refuse(
-            owner,
-            name,
-            f"{name} would be called with {before + len(extras)} arguments, which do not fit: "
-            f"{reason}",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +103,7 @@ class Argument:
         for name in ("serialization_fn", "deserialization_fn"):
             value = getattr(self, name)
             if value is not None:
-                _check_pair(self.id, name, value, before=3)
+                check_pair(self.id, name, value, before=3)
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -240,9 +216,12 @@ class Function:
         batch_timeout: float | None = None,
         version: Hashable = None,
     ) -> None:
-        _check_id(id, "id", "a function's id")
-        args = _as_tuple(id, "args", args)
-        extra_args = _as_tuple(id, "extra_args", extra_args)
+        if id.__class__ is not str:
+            _check_id(id, "id", "a function's id")
+        if args.__class__ is not tuple:
+            args = as_tuple(id, "args", args)
+        if extra_args.__class__ is not tuple:
+            extra_args = as_tuple(id, "extra_args", extra_args)
         shape = _shape_of_args(id, args) if args else 0
         if type != "regular":
             if type == "inline":
@@ -250,43 +229,43 @@ class Function:
             elif type == "input":
                 shape |= INPUT
             else:
-                _one_of(id, "type", type, ("regular", "inline", "input"))
+                check_choice(id, "type", type, ("regular", "inline", "input"))
         if argument_inclusion != "variadic":
-            _one_of(id, "argument_inclusion", argument_inclusion, ("variadic", "as_list"))
+            check_choice(id, "argument_inclusion", argument_inclusion, ("variadic", "as_list"))
             shape |= BOUND
         if extra_kwargs is not None:
-            extra_kwargs = _checked_kwargs(id, extra_kwargs)
+            extra_kwargs = checked_kwargs(id, extra_kwargs)
         if extra_args or extra_kwargs:
             shape |= BOUND
         if cost is not None:
-            cost = _checked_cost(id, cost)
+            cost = checked_cost(id, cost)
             shape |= PLACED
         if node is not None:
             shape |= _shape_of_node(id, node)
         if isolation is not None:
-            _one_of(id, "isolation", isolation, ("thread", "process"))
+            check_choice(id, "isolation", isolation, ("thread", "process"))
             shape |= PLACED
         if timeout is not None:
-            _positive(id, "timeout", timeout)
+            check_above_zero(id, "timeout", timeout)
             shape |= TIMED
         if init is not None:
-            _check_pair(id, "init", init, before=0)
+            check_pair(id, "init", init, before=0)
             shape |= STATE
         if batch_size is not None:
-            _whole(id, "batch_size", batch_size, 1)
+            check_int(id, "batch_size", batch_size, 1)
             shape |= STATE
         if batch_timeout is not None:
-            _positive(id, "batch_timeout", batch_timeout)
+            check_above_zero(id, "batch_timeout", batch_timeout)
             if batch_size is None:
-                _refuse(id, "batch_timeout", "batch_timeout without batch_size: give both")
+                refuse(id, "batch_timeout", "batch_timeout without batch_size: give both")
         if max_retries is not None:
-            _whole(id, "max_retries", max_retries, 0)
+            check_int(id, "max_retries", max_retries, 0)
         if retry_delay != 0.0 or retry_delay.__class__ is not float:
-            _seconds(id, "retry_delay", retry_delay)
+            check_seconds(id, "retry_delay", retry_delay)
         if max_crashes.__class__ is not int or max_crashes < 0:
-            _whole(id, "max_crashes", max_crashes, 0)
+            check_int(id, "max_crashes", max_crashes, 0)
         if parallelism.__class__ is not int or parallelism < 1:
-            _whole(id, "parallelism", parallelism, 1)
+            check_int(id, "parallelism", parallelism, 1)
 
         put = _put
         put(self, "id", id)
@@ -366,7 +345,7 @@ def check_call(function: Function, code: Code) -> None:
     if reason is not None:
         _refuse_call(function, reason, count)
     if function.type == "inline" and is_coroutine_callable(code):
-        _refuse(
+        refuse(
             function.id,
             "code",
             f"the inline {name_of(code)} is async, but inlines are evaluated on the worker's "
@@ -376,7 +355,7 @@ def check_call(function: Function, code: Code) -> None:
 
 def _refuse_call(function: Function, reason: str, count: int) -> NoReturn:
     keywords = "".join(f", {name}=" for name in function.extra_kwargs or ())
-    _refuse(
+    refuse(
         function.id,
         "args",
         f"its code would be called with {count} positional arguments{keywords} "
@@ -391,7 +370,7 @@ def _shape_of_code(function: Function, shape: int) -> int:
         for name in _NOT_FOR_INPUT if shape & INPUT else _NOT_FOR_INLINE:
             value = getattr(function, name)
             if value != _DEFAULTS.get(name, () if name == "args" else None):
-                _refuse(
+                refuse(
                     function.id,
                     name,
                     f"an {function.type} function has no {name}, got {describe(value)}",
@@ -400,13 +379,13 @@ def _shape_of_code(function: Function, shape: int) -> int:
             return 0
     if isinstance(code, str):
         if not is_code_path(code):
-            _refuse(
+            refuse(
                 function.id, "code", f"code={describe(code)} is not of the form 'module:qualname'"
             )
         return PATH
     if not callable(code):
         hint = "has no code" if code is None else f"code={describe(code)} is not callable"
-        _refuse(function.id, "code", f"{hint}; give a callable or 'module:qualname'")
+        refuse(function.id, "code", f"{hint}; give a callable or 'module:qualname'")
     check_call(function, code)
     return ASYNC if is_coroutine_callable(code) else 0
 
@@ -416,16 +395,6 @@ _NOT_FOR_INPUT = (
     *("code", "args", "extra_args", "extra_kwargs", "argument_inclusion"),
     *_NOT_FOR_INLINE,
 )
-
-
-def _as_tuple(owner: Hashable, name: str, values: Iterable[Any]) -> tuple[Any, ...]:
-    if values.__class__ is tuple:
-        return values
-    if isinstance(values, (str, bytes)):
-        _refuse(owner, name, f'{name}={values!r} is one value, not a list: write ["…"] around it')
-    if isinstance(values, (set, frozenset, Mapping)) or not isinstance(values, Iterable):
-        _refuse(owner, name, f"{name}={describe(values)} must be a list or tuple: they have order")
-    return tuple(values)
 
 
 def _shape_of_args(owner: Hashable, args: tuple[Any, ...]) -> int:
@@ -438,7 +407,7 @@ def _shape_of_args(owner: Hashable, args: tuple[Any, ...]) -> int:
                 try:
                     _check_id(arg, "args", "an id in args")
                 except InvalidFunctionError as error:
-                    _refuse(owner, "args", str(error))
+                    refuse(owner, "args", str(error))
     if len(args) > 1:
         ids = {a.id if a.__class__ is Argument else a for a in args} if shape else set(args)
         if len(ids) != len(args):
@@ -450,73 +419,5 @@ def _shape_of_node(owner: Hashable, node: object) -> int:
     if isinstance(node, Collocated):
         return PLACED | COLLOCATED
     if not isinstance(node, str) or not node:
-        _refuse(owner, "node", f"node={describe(node)} is neither a node's name nor Collocated(id)")
+        refuse(owner, "node", f"node={describe(node)} is neither a node's name nor Collocated(id)")
     return PLACED
-
-
-def _checked_kwargs(owner: Hashable, kwargs: object) -> dict[str, Any]:
-    if not isinstance(kwargs, Mapping):
-        _refuse(owner, "extra_kwargs", f"extra_kwargs={describe(kwargs)} must be a mapping")
-    for name in kwargs:
-        if not isinstance(name, str):
-            _refuse(owner, "extra_kwargs", f"extra_kwargs has the key {describe(name)}, not a str")
-    return dict(kwargs)
-
-
-def _checked_cost(owner: Hashable, cost: object) -> dict[str, float]:
-    if not isinstance(cost, Mapping):
-        _refuse(owner, "cost", f"cost={describe(cost)} must map names to amounts")
-    for name, amount in cost.items():
-        if not isinstance(name, str) or not name:
-            _refuse(owner, "cost", f"cost has the name {describe(name)}, which is no str")
-        if amount.__class__ is int or amount.__class__ is float:
-            if 0 <= amount < inf:
-                continue
-        elif _number(amount) is not None and 0 <= float(amount) < inf:
-            continue
-        _refuse(
-            owner,
-            "cost",
-            f"cost of {name!r} is {describe(amount)}; it must be a finite number of at least 0",
-        )
-    return dict(cost)
-
-
-def _number(value: object) -> float | None:
-    """``value`` as a float; None if it is no real number (a bool is none)."""
-    if isinstance(value, bool) or not isinstance(value, Number):
-        return None
-    if isinstance(value, Complex) and not isinstance(value, Real):
-        return None
-    try:
-        return float(cast("float", value))
-    except (ValueError, OverflowError):  # a signalling NaN, an int beyond all floats
-        return None
-
-
-def _one_of(owner: Hashable, name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        _refuse(owner, name, f"{name}={describe(value)} must be one of {', '.join(allowed)}")
-
-
-def _whole(owner: Hashable, name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        _refuse(owner, name, f"{name}={describe(value)} must be an int of at least {least}")
-
-
-def _positive(owner: Hashable, name: str, value: object) -> None:
-    number = _number(value)
-    if number is None or not 0 < number < inf:
-        _refuse(
-            owner,
-            name,
-            f"{name}={describe(value)} must be a finite number of seconds above 0, or None",
-        )
-
-
-def _seconds(owner: Hashable, name: str, value: object) -> None:
-    number = _number(value)
-    if number is None or not 0 <= number < inf:
-        _refuse(
-            owner, name, f"{name}={describe(value)} must be a finite number of seconds, 0 or more"
-        )

@@ -8,10 +8,11 @@ inline counts once for each function that evaluates it. Nobody changes a plan on
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from handoff_actors.graph.callables import Code, is_coroutine_callable, resolve_code
+from handoff_actors.graph.calls import Call, Converted, InlineCall, LaneClass, Source
+from handoff_actors.graph.checks import with_extras
 from handoff_actors.graph.collocation import Groups, resolve_groups
 from handoff_actors.graph.function import (
     ASYNC,
@@ -27,106 +28,24 @@ from handoff_actors.graph.function import (
     WRAPPED,
     Argument,
     Function,
-    Pair,
     check_call,
     to_micro,
-    with_extras,
 )
 from handoff_actors.graph.order import in_order
 
 if TYPE_CHECKING:
     from handoff_actors.graph.dag import DAG
 
+__all__ = ["Call", "Converted", "InlineCall", "LaneClass", "Plan", "Source", "compile_plan"]
+
 _LANE = ASYNC | STATE | TIMED | PLACED  # bits that keep a function out of the default class
+_DEFAULT_KEY = (0, None, None, None, "micro", ())
 _OWN_CLASS = ASYNC | STATE | TIMED
 _NOT_PLAIN = BOUND | STATE | ASYNC
 _SPECIAL = (
     _NOT_PLAIN | WRAPPED | INLINE | INPUT | REPEATED | PATH
 )  # all but what only the class is about
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """How one function is called; never changed. Picklable, as far as the user's code is.
-
-    Attributes:
-        id: whose call it is, for errors.
-        code: the callable.
-        sources: where the first positional arguments come from, in order.
-        extra_args: positional arguments that follow them.
-        extra_kwargs: keyword arguments, or None.
-        as_list: the values of ``sources`` are handed over as one list.
-        is_async: the code gives a coroutine.
-        init: ``(callable, args)`` that makes the state, or None.
-        batching: the code gets one list of argument tuples.
-    """
-
-    id: Hashable
-    code: Code
-    sources: tuple[Source, ...]
-    extra_args: tuple[Any, ...] = ()
-    extra_kwargs: dict[str, Any] | None = None
-    as_list: bool = False
-    is_async: bool = False
-    init: Pair | None = None
-    batching: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class InlineCall:
-    """The value of an inline function, evaluated once per attempt of whoever takes it.
-
-    Attributes:
-        key: the id of the inline: attempts remember its value under it.
-        call: how it is called.
-    """
-
-    key: Hashable
-    call: Call
-
-
-@dataclass(slots=True, eq=False)
-class Converted:
-    """A value that passes the callables of an ``Argument``.
-
-    Attributes:
-        source: the value before.
-        producer: the value index of who made it; None for an inline, which is made where it is
-            needed.
-        serialize: ``(callable, extras)`` that runs where the value is, or None.
-        deserialize: ``(callable, extras)`` that runs where it is needed, or None.
-    """
-
-    source: int | InlineCall
-    producer: int | None
-    serialize: Pair | None
-    deserialize: Pair | None
-
-
-Source = int | InlineCall | Converted
-
-
-@dataclass(frozen=True, slots=True)
-class LaneClass:
-    """What functions that can share workers and claims have in common.
-
-    Attributes:
-        isolation: ``"thread"``, ``"process"``, or None for the runtime's own.
-        is_async: they give coroutines.
-        cost: what each attempt claims, in integer micro-units, without zeros; None is no claim.
-        pin: the name of the node they must run on, or None.
-        group: the number of their group of collocated functions, when it is not pinned.
-        timed: they have timeouts.
-        stateful: they have ``init`` or batches.
-    """
-
-    isolation: str | None = None
-    is_async: bool = False
-    cost: dict[str, int] | None = None
-    pin: str | None = None
-    group: int | None = None
-    timed: bool = False
-    stateful: bool = False
+_SMALL = 16  # so many values that an inline needs are remembered
 
 
 class Plan:
@@ -381,9 +300,11 @@ class _Compiler:
         self.inlines[function.id] = InlineCall(
             function.id, _call(function, code, sources, function.shape)
         )
-        reach = self._reach(sources, _SMALL)
-        if len(reach) <= _SMALL:
-            self.reaches[function.id] = reach
+        taken = [s.source if isinstance(s, Converted) else s for s in sources]
+        if all(isinstance(s, int) or s.key in self.reaches for s in taken):
+            reach = self._reach(sources)
+            if len(reach) <= _SMALL:
+                self.reaches[function.id] = reach
 
     def _sources(self, function: Function) -> tuple[Source, ...]:
         index, inlines = self.plan.index, self.inlines
@@ -401,15 +322,11 @@ class _Compiler:
             sources.append(source)
         return tuple(sources)
 
-    def _reach(self, sources: Sequence[Source], enough: int | None = None) -> tuple[int, ...]:
+    def _reach(self, sources: Sequence[Source]) -> tuple[int, ...]:
         """The values that ``sources`` need, inlines seen through, each once.
 
         What an inline needs is remembered when it is little. Else it is walked again for each who
         takes it, as it is evaluated again for each: remembering it all would be quadratic.
-
-        Args:
-            sources: the arguments of one function.
-            enough: stop as soon as there are more than so many; the answer is then only part.
         """
         found: dict[int, None] = {}
         seen: set[Hashable] = set()
@@ -427,8 +344,6 @@ class _Compiler:
             known = self.reaches.get(source.key)
             if known is not None:
                 found.update(dict.fromkeys(known))
-            elif enough is not None:
-                return tuple(range(enough + 1))
             else:
                 stack.extend(reversed(source.call.sources))
         return tuple(found)
@@ -468,10 +383,6 @@ class _Compiler:
                 self.class_keys[same] = number
             self.class_keys[key] = number
         return number
-
-
-_SMALL = 16
-_DEFAULT_KEY = (0, None, None, None, "micro", ())
 
 
 def _imported(function: Function) -> Code:
