@@ -1,9 +1,9 @@
-"""References to actors, and how to send: ``cast`` and forget, or ``call`` and wait until a deadline.
+"""References to actors, and how to send: ``cast`` and forget, or ``call`` and wait for an answer.
 
-A call is a message that carries a ``Reply``, a future that is answered exactly once: by the handler,
-by whoever the handler passed it to, or with an error when the actor is gone. The message of an actor
-that dies while handling it is handled once more by the next incarnation, unless its effect was
-committed already; if that one dies too, the caller gets ``ActorCrashedError``.
+A call is a message that carries a ``Reply``, a future that is answered exactly once: by the
+handler, by whoever the handler passed it to, or with an error when the actor is gone. The message of
+an actor that dies while handling it is handled once more by the next incarnation, unless its effect
+was committed already; if that one dies too, the caller gets ``ActorCrashedError``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from handoff_actors.actors.mailbox import Mailbox, MailboxClosedError
 from handoff_actors.actors.reasons import Exit, Reason, reason_text
 from handoff_actors.errors import ActorCrashedError, ActorTimeoutError, HandoffError, describe
+from handoff_actors.events import log
 
 if TYPE_CHECKING:
     from handoff_actors.actors.pykka_runtime import Incarnation
@@ -105,15 +106,26 @@ class Ref:
         name: unique in its system, or None.
         mailbox: where its messages wait.
         incarnation: who reads them now; None between two lives and after the last.
+        estate: what its incarnations leave to each other, if anything.
     """
 
-    __slots__ = ("__weakref__", "_final_watchers", "_lock", "incarnation", "label", "mailbox", "name")
+    __slots__ = (
+        "__weakref__",
+        "_final_watchers",
+        "_lock",
+        "estate",
+        "incarnation",
+        "label",
+        "mailbox",
+        "name",
+    )
 
     def __init__(self, name: str | None, label: str) -> None:
         self.name = name
         self.label = name or label
         self.mailbox = Mailbox()
         self.incarnation: Incarnation | None = None
+        self.estate: Any = None
         self._lock = threading.Lock()
         self._final_watchers: list[Callable[[Reason], None]] | None = []
 
@@ -156,7 +168,7 @@ class Ref:
         """Send ``request``; the answer comes into the returned ``Reply``."""
         host = current.incarnation
         if host is not None:
-            if host is self.incarnation:
+            if host.ref is self:
                 raise ActorCrashedError(
                     f"{self.label} called itself and would wait for ever",
                     name=self.label,
@@ -193,18 +205,32 @@ class Ref:
         callback(Exit.NOPROC)
 
     def close(self, reason: Reason) -> None:
-        """The actor is gone for good: what waits is answered with an error, then watchers learn."""
+        """The actor is gone for good: what waits is answered with an error, then watchers learn.
+
+        A cast that has a method ``undelivered(reason)`` is told through it.
+        """
         for message in self.mailbox.close(reason):
             if isinstance(message, Call):
                 message.reply.fail(gone(self, reason))
+                continue
+            cast = message.message if isinstance(message, Redelivered) else message
+            if (undelivered := getattr(cast, "undelivered", None)) is not None:
+                _walled(undelivered, reason)
         with self._lock:
             watchers, self._final_watchers = self._final_watchers, None
         for callback in watchers or ():
-            callback(reason)
+            _walled(callback, reason)
 
     def __repr__(self) -> str:
         state = "gone" if self.gone else "alive" if self.alive else "down"
         return f"<Ref {self.label} {state}>"
+
+
+def _walled(callback: Callable[[Reason], object], reason: Reason) -> None:
+    try:
+        callback(reason)
+    except BaseException as error:  # noqa: BLE001  the others must learn it all the same
+        log.error("close_callback_raised", exc_info=error)
 
 
 def gone(ref: Ref, reason: Reason | None) -> HandoffError:

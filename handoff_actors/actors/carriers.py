@@ -2,8 +2,8 @@
 
 An actor has no thread of its own. A job (draining a mailbox, running functions) is carried by the
 thread that was parked last, or by a new one; so a thousand idle actors cost no thread, and a job
-never waits behind another. ``defer`` is for a job that should follow the one in progress on the same
-thread: a hop to another thread costs more than most jobs do.
+never waits behind another. ``defer`` is for a job that should follow the one in progress on the
+same thread: a hop to another thread costs more than most jobs do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Carrier(threading.Thread):
             while True:
                 try:
                     job()
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001  one job must not end its carrier
                     # Jobs have walls of their own; what still arrives here is our bug.
                     log.error("carrier_job_raised", exc_info=error)
                 if not deferred:

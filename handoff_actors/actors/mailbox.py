@@ -22,8 +22,15 @@ class MailboxClosedError(HandoffError):
     reason: Any
 
 
+class MailboxTakenError(HandoffError):
+    """Another incarnation reads the mailbox already."""
+
+
 class Host(Protocol):
     """What a mailbox needs of the incarnation that reads it."""
+
+    message: Any
+    """The message in hand: set by ``next`` before anybody could take the mailbox away."""
 
     def schedule(self, follow: bool = False) -> None:
         """Have some thread call ``drain``: this one after its current job, if ``follow``."""
@@ -51,7 +58,16 @@ SIGNAL: Final = _Marker("SIGNAL")
 class Mailbox:
     """See the module. All methods may be called from any thread."""
 
-    __slots__ = ("_active", "_closed", "_host", "_lock", "_queue", "_reason", "_signalled", "_urgent")
+    __slots__ = (
+        "_active",
+        "_closed",
+        "_host",
+        "_lock",
+        "_queue",
+        "_reason",
+        "_signalled",
+        "_urgent",
+    )
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,7 +114,12 @@ class Mailbox:
             if self._closed:
                 return False
             self._queue.appendleft(message)
-            return True
+            if self._active or self._host is None:
+                return True
+            self._active = True
+            host = self._host
+        host.schedule()
+        return True
 
     def signal(self) -> None:
         """Say that there is something to see; the calling thread drains, if nobody else does."""
@@ -131,19 +152,35 @@ class Mailbox:
                 self._signalled = False
                 return SIGNAL
             if self._queue:
-                return self._queue.popleft()
+                message = host.message = self._queue.popleft()
+                return message
             self._active = False
             return IDLE
 
     def attach(self, host: Host) -> None:
-        """A new incarnation begins to read; what waited is scheduled."""
+        """Make ``host`` the reader; nothing is scheduled for it before ``begin``.
+
+        Raises:
+            MailboxClosedError: the actor is gone for good.
+            MailboxTakenError: another incarnation reads.
+        """
         with self._lock:
+            if self._closed:
+                raise MailboxClosedError("the mailbox is closed", reason=self._reason)
+            if self._host is not None:
+                raise MailboxTakenError(f"{self._host!r} reads this mailbox already")
             self._host = host
+            self._active = True
             self._urgent.clear()
-            if not (self._queue or self._signalled):
+
+    def begin(self, host: Host) -> None:
+        """Schedule ``host`` for what has waited, if anything has."""
+        with self._lock:
+            if self._host is not host:
+                return
+            if not (self._queue or self._urgent or self._signalled):
                 self._active = False
                 return
-            self._active = True
         host.schedule()
 
     def detach(self, host: Host) -> bool:

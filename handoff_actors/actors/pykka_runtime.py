@@ -23,7 +23,7 @@ from handoff_actors.actors.links import Monitors
 from handoff_actors.actors.mailbox import IDLE, SIGNAL, Mailbox
 from handoff_actors.actors.reasons import Exit, Reason, is_abnormal, reason_text
 from handoff_actors.actors.server import DEFERRED, Actor, Crash
-from handoff_actors.actors.table import StaleIncarnationError
+from handoff_actors.actors.table import StaleIncarnationError, birth_number
 from handoff_actors.errors import ActorCrashedError, HandoffError
 from handoff_actors.events import log
 
@@ -70,7 +70,9 @@ class Incarnation(pykka.Actor):
         self.reason: Reason | None = None
         self._on_end = on_end
         self._supervised = supervised
-        self._message: Any = None
+        self.number = birth_number()
+        self.message: Any = None
+        self._killed = False
         self._asker: Reply | None = None
         self._committed = False
         self._recorded: Any = None
@@ -89,20 +91,33 @@ class Incarnation(pykka.Actor):
         return pykka.ThreadingFuture()
 
     def _start_actor_loop(self) -> None:
+        try:
+            self._mailbox.attach(self)
+        except HandoffError as error:
+            self.last_word(error)
+            raise
         self.ref.incarnation = self
-        self._mailbox.attach(self)
+        self._mailbox.begin(self)
 
     def on_start(self) -> None:
         """Run the behaviour's ``init``; what it raises goes to the starter."""
         self.behaviour.init()
 
-    def begin(self) -> None:
-        """Run ``init`` and, if it succeeds, start to read the mailbox."""
+    def initialise(self) -> None:
+        """Run ``init`` on this thread."""
         previous, current.incarnation = current.incarnation, self
         try:
             self.on_start()
         finally:
             current.incarnation = previous
+
+    def open(self) -> None:
+        """Start to read the mailbox, once ``initialise`` has succeeded.
+
+        Raises:
+            MailboxClosedError: the actor is gone for good.
+            MailboxTakenError: another incarnation reads.
+        """
         self._start_actor_loop()
 
     # The strand.
@@ -126,6 +141,7 @@ class Incarnation(pykka.Actor):
                         behaviour.signalled()
                     except BaseException as error:
                         self.on_failure(type(error), error, error.__traceback__)
+                    self._committed = False
                 else:
                     self.on_receive(message)
                 if self._stop_reason is not None:
@@ -135,11 +151,9 @@ class Incarnation(pykka.Actor):
 
     def on_receive(self, message: Any) -> None:
         """Handle one message, behind the wall."""
-        self._committed = False
         try:
             kind = type(message)
             if kind is Call:
-                self._message = message
                 self._asker = reply = message.reply
                 try:
                     answer = self.behaviour.handle(message.request)
@@ -153,17 +167,18 @@ class Incarnation(pykka.Actor):
             elif kind is Stop:
                 self.stop_after(message.reason)
             elif kind is Crash:
+                self.message = None
                 raise message.error
             elif kind is Redelivered:
-                self._message = message
                 self.behaviour.handle(message.message)
             else:
-                self._message = message
                 self.behaviour.handle(message)
         except BaseException as error:
             self.on_failure(type(error), error, error.__traceback__)
         finally:
-            self._message = self._asker = self._recorded = None
+            # Clean before the next message is in hand, so that ``kill`` never sees a mixture.
+            self.message = self._asker = self._recorded = None
+            self._committed = False
 
     # Seen by the behaviour.
 
@@ -185,8 +200,10 @@ class Incarnation(pykka.Actor):
     def on_failure(self, _type: Any, error: BaseException | None, _traceback: Any) -> None:
         """A handler raised: see to the message in hand, then die of it."""
         assert error is not None
-        message = self._message
-        if isinstance(message, Call):
+        message = self.message
+        if self._killed:
+            pass  # whoever killed it has seen to the message
+        elif isinstance(message, Call):
             if self._committed and self._recorded is not DEFERRED:
                 message.reply.set(self._recorded)
             elif self._committed:
@@ -214,9 +231,15 @@ class Incarnation(pykka.Actor):
 
     def kill(self) -> None:
         """Abandon it: whatever it is doing, it reads, commits and answers nothing any more."""
-        message = self._message
-        if self._mailbox.detach(self):
-            if isinstance(message, Call):
+        if not self._mailbox.detach(self):
+            return
+        self._killed = True
+        handle = self.behaviour._table  # noqa: SLF001  the two are one thing
+        if handle is not None:
+            handle.fence()
+        message = self.message
+        if isinstance(message, Call):
+            if not self._committed:
                 message.reply.fail(
                     ActorCrashedError(
                         f"{self.ref.label} was killed while it handled the request",
@@ -224,17 +247,31 @@ class Incarnation(pykka.Actor):
                         reason=Exit.KILLED,
                     )
                 )
-            self._publish(Exit.KILLED)
+            elif self._recorded is not DEFERRED:
+                message.reply.set(self._recorded)
+        elif message is not None and not self._committed and not isinstance(message, Redelivered):
+            self._mailbox.put_back(Redelivered(message))
+        self._publish(Exit.KILLED)
 
     def _finish(self, reason: Reason) -> None:
+        if self._killed:
+            return
+        reason = self.last_word(reason)
+        if self._mailbox.detach(self):
+            self._publish(reason)
+
+    def last_word(self, reason: Reason) -> Reason:
+        """Run ``terminate``, behind the wall.
+
+        Returns:
+            ``reason``, or what ``terminate`` raised if that tells more.
+        """
         try:
             self.behaviour.terminate(reason)
         except BaseException as error:
             log.error("terminate_raised", actor=self.ref.label, exc_info=error)
-            if not is_abnormal(reason):
-                reason = error
-        if self._mailbox.detach(self):
-            self._publish(reason)
+            return reason if is_abnormal(reason) else error
+        return reason
 
     def _publish(self, reason: Reason) -> None:
         self.reason = reason
@@ -247,7 +284,9 @@ class Incarnation(pykka.Actor):
             self.system.names.unregister(ref)
             ref.close(reason)
         if self._on_end is not None:
-            self._on_end(reason)
+            try:
+                self._on_end(reason)
+            except BaseException as error:
+                log.error("on_end_raised", actor=ref.label, exc_info=error)
         self.ended.set()
         self.monitors.fire(reason)
-

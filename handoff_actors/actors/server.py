@@ -78,7 +78,7 @@ class Actor:
 
     def take(self, table: AnyTable) -> Mapping[Any, Any]:
         """Own ``table`` from now on; returns its read-only view. To be called in ``init``."""
-        self._table = table.take()
+        self._table = table.take(self._incarnation.number)
         return self._table.view
 
     def commit(

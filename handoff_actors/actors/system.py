@@ -77,28 +77,30 @@ class ActorSystem:
         """
         incarnation = Incarnation(self, ref, behaviour, on_end=on_end, supervised=supervised)
         if timeout is None:
-            incarnation.begin()
+            incarnation.initialise()
+            incarnation.open()
             return incarnation
         ready = Reply()
 
         def initialise() -> None:
             try:
-                incarnation.on_start()
+                incarnation.initialise()
             except BaseException as error:
                 ready.fail(error)
             else:
                 if not ready.set(True):
-                    behaviour.terminate(late)
+                    incarnation.last_word(late)
 
         late = ActorTimeoutError(
             f"{ref.label} was not ready within {timeout} s", name=ref.label, timeout=timeout
         )
+        self.carriers.release_deferred()
         self.carriers.submit(initialise)
         if not ready.wait(timeout):
             ready.fail(late)
             ready.wait(None)
         ready.result()
-        incarnation._start_actor_loop()  # noqa: SLF001  the other half of ``begin``
+        incarnation.open()
         return incarnation
 
     def close(self, timeout: float = 1.0) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from itertools import count
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,13 @@ from handoff_actors.errors import HandoffError
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+_births = count(2, 2)
+
+
+def birth_number() -> int:
+    """A number greater than any before, by two: what is between is left to ``Handle.fence``."""
+    return next(_births)
 
 
 class StaleIncarnationError(HandoffError):
@@ -36,15 +44,31 @@ class Table(Generic[K, V]):
         self.view: Mapping[K, V] = MappingProxyType(self._data)
         """A read-only view of the committed state, for any thread."""
 
-    def take(self) -> Handle[K, V]:
-        """Become the owner: handles taken before can commit no more."""
-        with self._lock:
-            self._incarnation += 1
-            return Handle(self, self._incarnation)
+    def take(self, incarnation: int | None = None) -> Handle[K, V]:
+        """Become the owner: handles taken before can commit no more.
 
-    def commit(
-        self, incarnation: int, changes: Mapping[K, V], deletions: Iterable[K] = ()
-    ) -> None:
+        Args:
+            incarnation: the taker's ``birth_number``; None draws one now.
+
+        Raises:
+            StaleIncarnationError: one that was born later has taken it before.
+        """
+        number = birth_number() if incarnation is None else incarnation
+        with self._lock:
+            if number < self._incarnation:
+                raise StaleIncarnationError(
+                    f"incarnation {number} is superseded by {self._incarnation}"
+                )
+            self._incarnation = number
+            return Handle(self, number)
+
+    def fence(self, incarnation: int) -> None:
+        """Let ``incarnation`` commit no more, though none has taken over yet."""
+        with self._lock:
+            if self._incarnation == incarnation:
+                self._incarnation += 1
+
+    def commit(self, incarnation: int, changes: Mapping[K, V], deletions: Iterable[K] = ()) -> None:
         """Apply changes and deletions as one step; called through a handle."""
         gone = [key for key in deletions if key in self._data]
         with self._lock:
@@ -78,6 +102,10 @@ class Handle(Generic[K, V]):
             StaleIncarnationError: a newer incarnation has taken the table.
         """
         self.table.commit(self.incarnation, changes or {}, deletions)
+
+    def fence(self) -> None:
+        """Take the right back: whoever holds this handle has been abandoned."""
+        self.table.fence(self.incarnation)
 
 
 AnyTable = Table[Any, Any]
