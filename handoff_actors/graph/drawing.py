@@ -219,29 +219,27 @@ def _mermaid(picture: _Picture) -> str:
 
 def _mermaid_text(text: str) -> str:
     """Text between double quotes: all but letters, digits and spaces as entity codes."""
-    return "".join(c if c.isalnum() or c in " _.,:=-" else f"#{ord(c)};" for c in text)
+    return "".join(c if c.isalnum() or c in " _" else f"#{ord(c)};" for c in _printable(text))
 
 
 def _dot_text(text: str) -> str:
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+    return _printable(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 150, 54, 18, 46
+_ROW = 12
 
 
 def _svg(picture: _Picture) -> str:
-    """Boxes in rows by level, each level centred; text that is too long is cut, with a tooltip."""
-    rows: dict[int, list[int]] = {}
-    for number, box in enumerate(picture.boxes):
-        rows.setdefault(box.level, []).append(number)
-    widest = max(map(len, rows.values()), default=1)
+    """Boxes in centred rows by level; text that is too long is cut, and whole in a tooltip."""
+    rows = _rows(picture)
+    widest = max(map(len, rows), default=1)
     width = widest * (_WIDTH + _GAP_X) + _GAP_X
     height = max(1, len(rows)) * (_HEIGHT + _GAP_Y) + _GAP_Y // 2
     place: dict[int, tuple[float, float]] = {}
-    for row, level in enumerate(sorted(rows)):
-        left = (width - len(rows[level]) * (_WIDTH + _GAP_X) + _GAP_X) / 2
-        for column, number in enumerate(rows[level]):
+    for row, members in enumerate(rows):
+        left = (width - len(members) * (_WIDTH + _GAP_X) + _GAP_X) / 2
+        for column, number in enumerate(members):
             x = left + column * (_WIDTH + _GAP_X)
             place[number] = x, _GAP_Y // 4 + row * (_HEIGHT + _GAP_Y)
     size = f'viewBox="0 0 {width} {height}" style="max-width:{width}px;width:100%"'
@@ -261,15 +259,36 @@ def _svg(picture: _Picture) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def _rows(picture: _Picture) -> list[list[int]]:
+    """The boxes of each level below what they need, in rows that fit on a page."""
+    before: list[list[int]] = [[] for _ in picture.boxes]
+    for a, b in picture.edges:
+        before[b].append(a)
+    levels: dict[int, list[int]] = {}
+    for number, box in enumerate(picture.boxes):
+        levels.setdefault(box.level, []).append(number)
+    across = [0.0] * len(picture.boxes)
+    rows: list[list[int]] = []
+    for _, members in sorted(levels.items()):
+        for number in members:
+            if before[number]:
+                across[number] = sum([across[a] for a in before[number]]) / len(before[number])
+        members.sort(key=across.__getitem__)
+        for column, number in enumerate(members):
+            across[number] = (column + 0.5) / len(members)
+        rows.extend(members[i : i + _ROW] for i in range(0, len(members), _ROW))
+    return rows
+
+
 def _svg_box(box: _Box, x: float, y: float) -> str:
     fill, stroke = _COLORS.get(box.state or box.kind, ("#ffffff", "#52525b"))
     dash = ' stroke-dasharray="5 4"' if box.kind in ("inline", "missing") else ""
     if box.kind == "input":
         fill = "#f0f9ff"
-    title = html.escape("\n".join(map(_xml_safe, box.lines)))
+    title = html.escape("\n".join(map(_printable, box.lines)))
     shown = "".join(
         f'<text x="{x + _WIDTH / 2:g}" y="{y + 16 + 14 * i:g}" text-anchor="middle" '
-        f'fill="#18181b">{html.escape(_xml_safe(_cut(line)))}</text>'
+        f'fill="#18181b">{html.escape(_printable(_cut(line)))}</text>'
         for i, line in enumerate(box.lines[:3])
     )
     radius = 16 if box.kind == "input" else 4
@@ -284,6 +303,6 @@ def _cut(text: str, most: int = 24) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _xml_safe(text: str) -> str:
-    """Without the characters that XML cannot hold: control characters and lone surrogates."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+def _printable(text: str) -> str:
+    """Without what no format can hold or show: control characters and lone surrogates."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)

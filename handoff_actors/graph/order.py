@@ -36,7 +36,12 @@ def in_order(functions: Mapping[Hashable, Function]) -> list[Function]:
     for root in functions.values():
         if root.id in done:
             continue
-        path = [(root, iter(arg_ids(root)))]
+        needs = arg_ids(root)
+        if done.issuperset(needs):
+            done.add(root.id)
+            ordered.append(root)
+            continue
+        path = [(root, iter(needs))]
         open_[root.id] = None
         while path:
             function, waiting = path[-1]

@@ -8,6 +8,7 @@ inline counts once for each function that evaluates it. Nobody changes a plan on
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from handoff_actors.graph.callables import Code, is_coroutine_callable, resolve_code
@@ -38,13 +39,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Converted", "InlineCall", "LaneClass", "Plan", "Source", "compile_plan"]
 
-_LANE = ASYNC | STATE | TIMED | PLACED  # bits that keep a function out of the default class
+_CLASSED = ASYNC | STATE | TIMED | PLACED | PATH  # what is not at once in the default class
 _DEFAULT_KEY = (0, None, None, None, "micro", ())
 _OWN_CLASS = ASYNC | STATE | TIMED
 _NOT_PLAIN = BOUND | STATE | ASYNC
-_SPECIAL = (
-    _NOT_PLAIN | WRAPPED | INLINE | INPUT | REPEATED | PATH
-)  # all but what only the class is about
+_SPECIAL = _NOT_PLAIN | WRAPPED | INLINE | INPUT | REPEATED | PATH  # args are not just looked up
 _SMALL = 16  # so many values that an inline needs are remembered
 
 
@@ -178,12 +177,11 @@ def compile_plan(dag: DAG) -> Plan:
     for shape in shapes:
         union |= shape
     groups = resolve_groups(functions) if union & COLLOCATED else None
-    some_default = groups is None and not all(s & (_LANE | INLINE | INPUT) for s in shapes)
-    try:
-        # Most DAGs are built in an order in which they can run.
+    some_default = groups is None and not all(s & (_CLASSED | INLINE | INPUT) for s in shapes)
+    # Most DAGs are built in an order in which they can run.
+    with suppress(KeyError):
         return _Compiler(functions.values(), union, groups, some_default).plan
-    except KeyError:
-        return _Compiler(in_order(functions), union, groups, some_default).plan
+    return _Compiler(in_order(functions), union, groups, some_default).plan
 
 
 class _Compiler:
@@ -273,7 +271,7 @@ class _Compiler:
             plain.append(values)
             for d in deps:
                 dependents[d].append(i)
-            if shape & _LANE or grouped:
+            if shape & _CLASSED or grouped:
                 class_of[i] = self._class_of(function, shape)
             index[function.id] = i
             i += 1
