@@ -1,9 +1,9 @@
 """References to actors, and how to send: ``cast`` and forget, or ``call`` and wait for an answer.
 
 A call is a message that carries a ``Reply``, a future that is answered exactly once: by the
-handler, by whoever the handler passed it to, or with an error when the actor is gone. The message of
-an actor that dies while handling it is handled once more by the next incarnation, unless its effect
-was committed already; if that one dies too, the caller gets ``ActorCrashedError``.
+handler, by whoever the handler passed it to, or with an error when the actor is gone. The message
+of an actor that dies while handling it is handled once more by the next incarnation, unless its
+effect was committed already; if that one dies too, the caller gets ``ActorCrashedError``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Two lanes: exits and other system messages overtake; everything else is first in, first out, so that
 a ``Down`` never overtakes a result sent before it. A mailbox has at most one *host* (an incarnation
 of an actor) and at most one thread draining it. While it has no host, messages wait for the next
-one. ``close`` and ``put`` are decided under one lock: a message is either handled, or handed back by
-``close`` to be answered, or refused with ``MailboxClosedError``; none is lost in between.
+one. ``close`` and ``put`` are decided under one lock: a message is either handled, or handed back
+by ``close`` to be answered, or refused with ``MailboxClosedError``; none is lost in between.
 """
 
 from __future__ import annotations

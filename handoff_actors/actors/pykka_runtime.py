@@ -2,12 +2,14 @@
 
 Pykka's ``Actor`` asks a runtime for an inbox and for a loop. This runtime gives it a mailbox that
 outlives it and a loop that is a *strand*: whichever carrier thread finds messages drains them, one
-thread at a time. Pykka's own ``ask`` is not used, as its replies can be lost between a dying actor's
-last look at its inbox and its end, and an exception that is no ``Exception`` would stop every actor
-of the process; nor is its registry, by which other code in this process could stop the tree.
+thread at a time. Pykka's own ``ask`` is not used, as its replies can be lost between a dying
+actor's last look at its inbox and its end, and an exception that is no ``Exception`` would stop
+every actor of the process; nor is its registry, by which other code in this process could stop the
+tree.
 
-``_finish`` is the only way to die, whatever the cause: terminate, give the mailbox up, tell those who
-watch. It happens exactly once, as only the mailbox's present reader can give it up.
+``_finish`` is the only way to die of one's own, and ``kill`` the only way to be abandoned: give the
+mailbox up, tell those who watch. It happens exactly once, as only the mailbox's present reader can
+give it up.
 """
 
 from __future__ import annotations
@@ -139,7 +141,7 @@ class Incarnation(pykka.Actor):
                 if message is SIGNAL:
                     try:
                         behaviour.signalled()
-                    except BaseException as error:
+                    except BaseException as error:  # noqa: BLE001  the wall
                         self.on_failure(type(error), error, error.__traceback__)
                     self._committed = False
                 else:
@@ -173,7 +175,7 @@ class Incarnation(pykka.Actor):
                 self.behaviour.handle(message.message)
             else:
                 self.behaviour.handle(message)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the wall: whatever is raised, only we die
             self.on_failure(type(error), error, error.__traceback__)
         finally:
             # Clean before the next message is in hand, so that ``kill`` never sees a mixture.
@@ -268,7 +270,7 @@ class Incarnation(pykka.Actor):
         """
         try:
             self.behaviour.terminate(reason)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the end goes on whatever it raises
             log.error("terminate_raised", actor=self.ref.label, exc_info=error)
             return reason if is_abnormal(reason) else error
         return reason
@@ -286,7 +288,7 @@ class Incarnation(pykka.Actor):
         if self._on_end is not None:
             try:
                 self._on_end(reason)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  monitors must fire all the same
                 log.error("on_end_raised", actor=ref.label, exc_info=error)
         self.ended.set()
         self.monitors.fire(reason)

@@ -297,7 +297,8 @@ class SupervisorBase(Actor):
             raise ChildNotFoundError(
                 f"{self.ref.label} has no child {describe(key)}", name=self.ref.label, child_id=key
             )
-        return child  # type: ignore[no-any-return]
+        found: Child = child
+        return found
 
     def save(self, changes: Mapping[Hashable, Any], deletions: Sequence[Hashable] = ()) -> None:
         """Change records; an effect by itself, not the answer to the message in hand."""

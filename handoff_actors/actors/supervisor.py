@@ -179,7 +179,8 @@ class Supervisor(SupervisorBase):
         if child.state != "stopped":
             kind = ChildRunningError if child.state == "running" else ChildRestartingError
             raise kind(
-                f"the child {describe(id_)} of {self.ref.label} is {child.state}: terminate it first",
+                f"the child {describe(id_)} of {self.ref.label} is {child.state}: "
+                "terminate it first",
                 name=self.ref.label,
                 child_id=id_,
             )
