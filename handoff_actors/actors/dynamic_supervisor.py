@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.children import LEGACY, Child, Legacy, close, halt
 from handoff_actors.actors.mailbox import MailboxClosedError
 from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.specs import (
@@ -23,17 +24,12 @@ from handoff_actors.actors.specs import (
     WhichChildren,
 )
 from handoff_actors.actors.supervision import (
-    LEGACY,
-    Child,
     ChildEnded,
-    Legacy,
     OnChildFailed,
     OnGiveUp,
     OnRestart,
     SupervisorBase,
     TryAgain,
-    close,
-    halt,
 )
 from handoff_actors.actors.system import ActorSystem
 from handoff_actors.actors.table import Table

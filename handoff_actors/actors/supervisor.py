@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final
 
 from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.children import LEGACY, Child, Legacy, close, halt
 from handoff_actors.actors.reasons import Exit
 from handoff_actors.actors.restart_policy import affected
 from handoff_actors.actors.specs import (
@@ -29,17 +30,12 @@ from handoff_actors.actors.specs import (
     WhichChildren,
 )
 from handoff_actors.actors.supervision import (
-    LEGACY,
-    Child,
     ChildEnded,
-    Legacy,
     OnChildFailed,
     OnGiveUp,
     OnRestart,
     SupervisorBase,
     TryAgain,
-    close,
-    halt,
 )
 from handoff_actors.actors.table import Table
 from handoff_actors.errors import ConfigurationError, describe
