@@ -19,7 +19,6 @@ from handoff_actors.errors import (
     describe,
 )
 from handoff_actors.graph.callables import Code
-from handoff_actors.graph.drawing import display, to_dot, to_mermaid
 from handoff_actors.graph.function import (
     Function,
     FunctionFields,
@@ -155,13 +154,19 @@ class DAG:
 
     def to_mermaid(self, states: Mapping[Hashable, str] | None = None) -> str:
         """The DAG as Mermaid text; ``states`` maps ids to states of a run, which color them."""
+        from handoff_actors.graph.drawing import to_mermaid  # only who draws pays for it
+
         return to_mermaid(self, states)
 
     def to_dot(self, states: Mapping[Hashable, str] | None = None) -> str:
         """The DAG as Graphviz DOT text; ``states`` is as of ``to_mermaid``."""
+        from handoff_actors.graph.drawing import to_dot
+
         return to_dot(self, states)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        from handoff_actors.graph.drawing import display
+
         return display(self)
 
     def __len__(self) -> int:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Converted", "InlineCall", "LaneClass", "Plan", "Source", "compile_plan"]
 
 _CLASSED = ASYNC | STATE | TIMED | PLACED | PATH  # what is not at once in the default class
+_INTS = frozenset({int})
 _DEFAULT_KEY = (0, None, None, None, "micro", ())
 _OWN_CLASS = ASYNC | STATE | TIMED
 _NOT_PLAIN = BOUND | STATE | ASYNC
@@ -286,11 +287,15 @@ class _Compiler:
             self.plan.codes[i] = code = _imported(function)
             if is_coroutine_callable(code):
                 shape |= ASYNC
-        if not shape & _NOT_PLAIN and not any(s.__class__ is not int for s in sources):
+        if not _INTS.issuperset(map(type, sources)):
+            deps = self._reach(sources)
+        else:
             values = cast("tuple[int, ...]", sources)
-            return shape, tuple(dict.fromkeys(values)), values
+            deps = tuple(dict.fromkeys(values))
+            if not shape & _NOT_PLAIN:
+                return shape, deps, values
         self.plan.calls[i] = _call(function, self.plan.codes[i], sources, shape)
-        return shape, self._reach(sources), None
+        return shape, deps, None
 
     def _inline(self, function: Function) -> None:
         sources = self._sources(function)

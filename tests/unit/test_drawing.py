@@ -98,6 +98,10 @@ def test_no_id_breaks_out(id_):
         text.encode()
 
 
+def test_dot_escapes_what_it_must():
+    assert '[label="a\\\\b\\"c d"' in to_dot(make(f('a\\b"c\nd')))
+
+
 def test_what_cannot_run_can_be_drawn():
     dag = make(f("a", "b"), f("b", "a"), f("c", "nothing", "c"))
     assert "nothing<br/>missing" in to_mermaid(dag)

@@ -421,6 +421,11 @@ def test_a_function_pickles_with_all_its_fields():
     assert dataclasses.replace(f, version="3") != f
 
 
+def test_a_function_hashes_as_its_id_whatever_it_holds():
+    f = Function("f", ["a"], many, extra_args=[[]], extra_kwargs=None, cost={"cpu": 1})
+    assert hash(f) == hash("f")
+
+
 def test_a_repr_tells_what_is_not_default():
     text = repr(Function("f", ["a"], one, timeout=2.0))
     assert text == "Function('f', args=('a',), code=one, timeout=2.0)"
