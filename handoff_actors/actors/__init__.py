@@ -2,5 +2,5 @@
 
 carriers → mailbox → calls (Ref), links (Down), names, timers, table
 → server (Actor) → pykka_runtime (Incarnation) → system
-specs, restart_policy (pure) → supervisor, dynamic_supervisor
+specs, restart_policy (pure) → children → supervision → supervisor, dynamic_supervisor
 """
