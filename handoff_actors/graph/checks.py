@@ -74,7 +74,7 @@ def checked_kwargs(owner: Hashable, kwargs: object) -> dict[str, Any]:
 
 def checked_cost(owner: Hashable, cost: object) -> dict[str, float]:
     """A copy of ``cost``; refuses what is no mapping of names to finite amounts >= 0."""
-    if not isinstance(cost, Mapping):
+    if cost.__class__ is not dict and not isinstance(cost, Mapping):
         refuse(owner, "cost", f"cost={describe(cost)} must map names to amounts")
     for name, amount in cost.items():
         if not isinstance(name, str) or not name:
