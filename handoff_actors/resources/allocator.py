@@ -148,7 +148,7 @@ class LoadBalanced:
 
 
 class _Heap:
-    """The nodes that fit one cost, least used first. Use only grows, so entries are renewed late."""
+    """The nodes that fit one cost, least used first. Use only grows: entries are renewed late."""
 
     __slots__ = ("entries", "key")
 
@@ -184,7 +184,7 @@ class _Heap:
         return best
 
 
-_STRATEGIES: dict[str, type[FirstAvailable] | type[LoadBalanced]] = {
+_STRATEGIES: dict[str, type[FirstAvailable | LoadBalanced]] = {
     "first_available": FirstAvailable,
     "load_balanced": LoadBalanced,
 }
@@ -254,16 +254,14 @@ def check_allocation(
     asked = {request.id: key for request, key in zip(requests, _keys(requests), strict=True)}
     rooms: dict[str, _Room] = {}
     checked: dict[Hashable, str] = {}
-    for id, node in answer.items():
-        key = asked.get(id)
+    for request_id, node in answer.items():
+        key = asked.get(request_id)
         if key is None:
-            raise _wrong(id, f"placed {describe(id)}, which was not asked for")
+            raise _wrong(request_id, f"placed {describe(request_id)}, which was not asked for")
+        placed = f"placed {describe(request_id)} on {describe(node)}"
         if not isinstance(node, str) or node not in nodes:
-            raise _wrong(
-                id,
-                f"placed {describe(id)} on {describe(node)}, which is no node it was given: "
-                + describe(list(nodes)),
-            )
+            given = describe(list(nodes))
+            raise _wrong(request_id, f"{placed}, which is not among its nodes {given}")
         room = rooms.get(node)
         if room is None:
             room = rooms[node] = _Room(node, 0, nodes[node])
@@ -272,20 +270,20 @@ def check_allocation(
             if amount > free:
                 left = {name: amount / MICRO for name, amount in room.free.items()}
                 raise _wrong(
-                    id,
-                    f"placed {describe(id)} on {node!r}, where {name}={amount / MICRO:g} does not "
-                    f"fit: what it placed there before leaves {amounts_text(left)}",
+                    request_id,
+                    f"{placed}, where {name}={amount / MICRO:g} does not fit: beside what it "
+                    f"placed there before, {amounts_text(left)} is free",
                     name,
                     amount / MICRO,
                     free / MICRO,
                 )
         room.take(key)
-        checked[id] = node
+        checked[request_id] = node
     return checked
 
 
 def _wrong(
-    id: Hashable,
+    request_id: Hashable,
     what: str,
     resource: str | None = None,
     asked: float | None = None,
@@ -293,7 +291,7 @@ def _wrong(
 ) -> AllocationError:
     return AllocationError(
         f"the allocator {what}; what it leaves out of its answer waits",
-        function_id=id,
+        function_id=request_id,
         resource=resource,
         asked=asked,
         most=most,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Rational, Real
 from typing import Any
 
 from handoff_actors.errors import ConfigurationError, describe
@@ -58,9 +58,14 @@ def _micro(amount: Any, name: str, what: str) -> int:
             f"{what}: {name!r} is {describe(amount)}, a {type(amount).__name__}; give a number"
         )
     try:
-        finite = math.isfinite(amount)
-        if finite and amount >= 0:
-            return int(round(amount * MICRO))
+        number: Any = amount  # Decimal and Fraction stay exact; narrow numpy scalars must widen
+        if isinstance(amount, Integral):
+            number = int(amount)
+        elif not isinstance(amount, Rational | Decimal):
+            number = float(amount)
+        finite = math.isfinite(number)
+        if finite and number >= 0:
+            return round(number * MICRO)
     except (OverflowError, ValueError):
         finite = False
     raise ConfigurationError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class Want:
     node: str
     amounts: Mapping[str, int]
     count: int
+    to: Any = None
+    """Whom the tracker casts the effects to (a ``Ref``); the ledger does not look at it."""
 
 
 @dataclass(frozen=True, slots=True)
