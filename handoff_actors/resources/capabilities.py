@@ -65,7 +65,8 @@ def _micro(amount: Any, name: str, what: str) -> int:
             number = float(amount)
         finite = math.isfinite(number)
         if finite and number >= 0:
-            return round(number * MICRO)
+            micro: int = round(number * MICRO)
+            return micro
     except (OverflowError, ValueError):
         finite = False
     raise ConfigurationError(
