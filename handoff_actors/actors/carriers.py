@@ -29,6 +29,7 @@ class _Carrier(threading.Thread):
         self.wake = threading.Lock()
         self.wake.acquire()
         self.deferred: deque[Job] = deque()
+        self.busy = False
 
     def run(self) -> None:
         _local.carrier = self
@@ -42,6 +43,7 @@ class _Carrier(threading.Thread):
                 except BaseException as error:  # noqa: BLE001  one job must not end its carrier
                     # Jobs have walls of their own; what still arrives here is our bug.
                     log.error("carrier_job_raised", exc_info=error)
+                self.busy = False
                 if not deferred:
                     break
                 job = deferred.popleft()
@@ -86,12 +88,20 @@ class Carriers:
             carrier.wake.release()
 
     def defer(self, job: Job) -> None:
-        """Carry ``job`` on this thread after the current job, if this is one of ours."""
+        """Carry ``job`` on this thread after the current job, if this is one of ours and not busy."""
         carrier = _local.carrier
-        if carrier is not None and carrier.owner is self:
+        if carrier is not None and carrier.owner is self and not carrier.busy:
             carrier.deferred.append(job)
         else:
             self.submit(job)
+
+    def set_busy(self, busy: bool) -> None:
+        """Say that the current job will go on for long: nothing is deferred to its end then."""
+        carrier = _local.carrier
+        if carrier is not None:
+            carrier.busy = busy
+            if busy and carrier.deferred:
+                self.release_deferred()
 
     def release_deferred(self) -> None:
         """Hand what this thread deferred to other threads: to be called before blocking."""

@@ -1,0 +1,155 @@
+"""From what a caller asks for to a run that can begin: every check that needs no actor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from time import perf_counter
+from typing import Any, Protocol
+
+from handoff_actors.errors import (
+    ConfigurationError,
+    InvalidDAGError,
+    MissingInputError,
+    describe,
+)
+from handoff_actors.execution.placement import check_feasible
+from handoff_actors.execution.run import Run
+from handoff_actors.execution.run_data import RunData, RunOptions
+from handoff_actors.execution.run_state import keep_mask
+from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.graph.dag import DAG
+from handoff_actors.graph.plan import Plan
+from handoff_actors.resources.allocator import Allocator, by_name
+
+
+class Home(Protocol):
+    """What admission needs of the runtime."""
+
+    options: Any
+
+    @property
+    def workers(self) -> Workers:
+        """Its workers."""
+
+    def node(self) -> str:
+        """Its node's name."""
+
+    def offered(self) -> Mapping[str, Mapping[str, float]]:
+        """What each node offers."""
+
+
+def prepare(
+    home: Home,
+    dag: DAG,
+    key: int,
+    *,
+    inputs: Mapping[Hashable, Any] | None,
+    dag_id: Hashable,
+    allocation_strategy: str | Allocator | None,
+    max_retries: int | None,
+    max_concurrency: int | None,
+    timeout: float | None,
+    keep: str | Iterable[Hashable],
+    checkpoint: Any,
+    local: bool,
+) -> tuple[Run, RunData]:
+    """A run of ``dag`` that has not begun; see ``Runtime.submit`` for arguments and errors."""
+    if not isinstance(dag, DAG):
+        raise InvalidDAGError(f"what is run must be a DAG, not {describe(dag)}")
+    if checkpoint is not None:
+        raise ConfigurationError("checkpoint= is not available in this version")
+    plan = dag.plan()
+    dag_id = dag.id if dag_id is None else dag_id
+    values = _inputs(plan, inputs or {}, dag_id)
+    options = RunOptions(
+        max_retries=home.options.max_retries
+        if max_retries is None
+        else _count("max_retries", max_retries, 0),
+        max_concurrency=None
+        if max_concurrency is None
+        else _count("max_concurrency", max_concurrency, 1),
+        timeout=_seconds(timeout),
+        keep=_keep(plan, keep, dag_id),
+        isolation=home.options.isolation,
+        allocator=_allocator(allocation_strategy, home.options.allocator, local),
+        ignore_costs=local,
+    )
+    if not local:
+        check_feasible(plan, home.node(), home.offered(), dag_id)
+    home.workers.processes.check(plan, options.isolation, dag_id)
+    run = Run(dag_id)
+    data = RunData(key, dag_id, plan, values, options, home.node(), run)
+    data.submitted = perf_counter()
+    run.bind(data)
+    return run, data
+
+
+def _inputs(
+    plan: Plan, inputs: Mapping[Hashable, Any], dag_id: Hashable
+) -> Mapping[Hashable, Any]:
+    if not isinstance(inputs, Mapping):
+        raise ConfigurationError(f"inputs must map ids to values, not {describe(inputs)}")
+    wanted = plan.ids[plan.n :]
+    missing = [id_ for id_ in wanted if id_ not in inputs]
+    unknown = [id_ for id_ in inputs if id_ not in set(wanted)] if len(inputs) > len(wanted) - len(
+        missing
+    ) else []
+    if missing or unknown:
+        what = f"lack {missing!r}" if missing else f"have {unknown!r}, which are no inputs of it"
+        raise MissingInputError(
+            f"the inputs for DAG {dag_id!r} {what}; its inputs are {wanted!r}",
+            missing=missing,
+            unknown=unknown,
+        )
+    return inputs
+
+
+def _allocator(strategy: Any, default: Any, local: bool) -> Allocator | None:
+    """An allocator of the user's own; the built-in ones have nothing to choose on one node."""
+    chosen = default if strategy is None else strategy
+    by_name(chosen)
+    return None if local or chosen is None or isinstance(chosen, str) else chosen
+
+
+def _keep(plan: Plan, keep: str | Iterable[Hashable], dag_id: Hashable) -> str | tuple[Any, ...]:
+    if isinstance(keep, str):
+        if keep not in ("all", "sinks"):
+            raise ConfigurationError(
+                f"keep must be 'all', 'sinks' or a list of ids, not {keep!r}: for one id write "
+                f"[{keep!r}]"
+            )
+        return keep
+    try:
+        ids = tuple(keep)
+        keep_mask(plan, ids)
+    except KeyError as error:
+        raise InvalidDAGError(
+            f"keep names {error.args[0]!r}, which is no regular function of DAG {dag_id!r}"
+        ) from None
+    except TypeError:
+        raise ConfigurationError(
+            f"keep must be 'all', 'sinks' or a list of ids, not {describe(keep)}"
+        ) from None
+    return ids
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name} must be an int >= {least}, not {describe(value)}")
+    return value
+
+
+def _seconds(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if (
+        not isinstance(timeout, (int, float))
+        or isinstance(timeout, bool)
+        or not math.isfinite(timeout)
+        or timeout <= 0
+    ):
+        raise ConfigurationError(
+            f"timeout must be a positive number of seconds, not {describe(timeout)}"
+        )
+    return float(timeout)

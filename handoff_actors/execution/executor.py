@@ -1,0 +1,292 @@
+"""DistributedExecutor: the front desk. It admits runs, starts their runners, keeps the finished.
+
+It keeps no replies: whoever waits holds the ``Run``, and the table holds it too while the run goes
+on. ``finish`` answers a run, whoever calls it and however often: the state of the future is the guard
+of exactly one answer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.dynamic_supervisor import start_soon
+from handoff_actors.actors.reasons import Reason
+from handoff_actors.actors.server import Actor
+from handoff_actors.actors.specs import ChildSpec
+from handoff_actors.actors.table import Table
+from handoff_actors.errors import ActorCrashedError, AlreadyRunningError, ExecutionTimeoutError
+from handoff_actors.events import RunFinished, RunStarted
+from handoff_actors.execution.run import ExecutionResult, Run
+from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.runner import Cancel, Runner
+from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.results.store import Begin, Ended, Forget
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Run this; raises AlreadyRunningError.
+
+    With ``here``, whoever asks runs it and will call ``Desk.finish``.
+    """
+
+    data: RunData
+    run: Run
+    here: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run has its answer."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Forget a finished run and its values."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Forget the newest run of this DAG; raises AlreadyRunningError."""
+
+    dag_id: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the table has of a run: ``run`` only while it goes on."""
+
+    data: RunData
+    run: Run | None
+
+
+class Desk:
+    """What the executor shares with the runs themselves, and with no other actor.
+
+    Args:
+        workers: the runtime's.
+        table: of runs by key; outlives the executor.
+        max_retained: how many finished runs are kept, besides those whose result is in use.
+    """
+
+    def __init__(self, workers: Workers, table: Table[int, Entry], max_retained: int) -> None:
+        self.workers = workers
+        self.table = table
+        self.max_retained = max_retained
+        self.released: SimpleQueue[int] = SimpleQueue()
+        self.results: dict[int, weakref.ref[ExecutionResult]] = {}
+        self.executor: Ref | None = None
+        self.store: Ref | None = None
+
+    def finish(self, data: RunData) -> None:
+        """Answer the run; called by its runner when it has its outcome."""
+        entry = self.table.view.get(data.key)
+        run = entry.run if entry is not None else None
+        if data.timer is not None:
+            data.timer.cancel()
+        events = self.workers.events
+        if events.active:
+            error = None if data.error is None else str(data.error)
+            events.publish(RunFinished(dag_id=data.dag_id, state=data.state, error=error))
+        if self.store is not None:
+            self.store.cast(Ended(data), follow=True)
+        if run is not None:
+            self.answer(data, run)
+        if self.executor is not None:
+            self.executor.cast(Finished(data.key), follow=True)
+
+    def answer(self, data: RunData, run: Run) -> None:
+        """Give the run's future its result or error."""
+        if data.error is not None:
+            run.settle(None, data.error)
+            return
+        result = ExecutionResult(data, self._release)
+        key, released = data.key, self.released
+        # A finalizer may run anywhere: it does nothing but put a name on a queue.
+        self.results[key] = weakref.ref(result, lambda _: released.put(key))
+        run.settle(result, None)
+
+    def _release(self, data: RunData) -> None:
+        data.release()
+        if self.executor is not None:
+            self.executor.cast(Release(data.key))
+
+    def fail(self, data: RunData, error: BaseException) -> None:
+        """The run can go on no more, whatever its runner was about to do."""
+        if data.state == "running":
+            data.state, data.error, data.stopping = "failed", error, True
+            for queue in data.queues:
+                queue.stop()
+        self.finish(data)
+
+
+class DistributedExecutor(Actor):
+    """See the module.
+
+    Args:
+        desk: what it shares with the runs.
+        supervisor: of the runners: a ``DynamicSupervisor``.
+        max_restarts: how often a runner may crash within ``max_seconds``.
+        max_seconds: seconds.
+    """
+
+    def __init__(
+        self, desk: Desk, supervisor: Ref, max_restarts: int, max_seconds: float
+    ) -> None:
+        self.desk = desk
+        self.supervisor = supervisor
+        self.max_restarts = max_restarts
+        self.max_seconds = max_seconds
+
+    def init(self) -> None:
+        """Index the runs that the table has."""
+        self.view: Mapping[int, Entry] = self.take(self.desk.table)
+        self.newest: dict[Hashable, int] = {}
+        self.retained: OrderedDict[int, None] = OrderedDict()
+        for key in sorted(self.view):
+            entry = self.view[key]
+            self.newest[entry.data.dag_id] = key
+            if entry.run is None:
+                self.retained[key] = None
+            elif entry.run.done() and entry.data.over:
+                self.ref.cast(Finished(key))
+
+    def handle(self, message: Any) -> Any:
+        """See the messages."""
+        if isinstance(message, Admit):
+            return self._admit(message)
+        if isinstance(message, Finished):
+            return self._finished(message.key)
+        if isinstance(message, Release):
+            return self._forget(message.key)
+        if isinstance(message, Discard):
+            return self._discard(message.dag_id)
+        return super().handle(message)
+
+    def _running(self, dag_id: Hashable) -> bool:
+        key = self.newest.get(dag_id)
+        entry = None if key is None else self.view.get(key)
+        return entry is not None and entry.run is not None and not entry.run.done()
+
+    def _admit(self, message: Admit) -> None:
+        data, run = message.data, message.run
+        if self._running(data.dag_id):
+            error = AlreadyRunningError(
+                f"DAG {data.dag_id!r} is running: wait for it, cancel it, or run this one under "
+                "another dag_id=",
+                dag_id=data.dag_id,
+            )
+            if self.asker() is None:
+                run.settle(None, error)
+                return
+            raise error
+        self.commit({data.key: Entry(data, run)})
+        self.newest[data.dag_id] = data.key
+        desk = self.desk
+        if desk.store is not None:
+            desk.store.cast(Begin(data))
+        if desk.workers.events.active:
+            desk.workers.events.publish(RunStarted(dag_id=data.dag_id, functions=data.plan.n))
+        if message.here:
+            return
+        workers, finish = desk.workers, desk.finish
+        spec = ChildSpec(
+            data.name,
+            lambda: Runner(data, workers, finish),
+            restart="transient",
+            name=data.name,
+            counted=False,
+            max_restarts=self.max_restarts,
+        )
+        ref = start_soon(
+            self.system,
+            self.supervisor,
+            spec,
+            on_error=lambda error: desk.fail(data, error),
+            follow=True,
+        )
+        ref.when_gone(lambda reason: self._runner_gone(data, reason))
+        timeout = data.options.timeout
+        if timeout is not None:
+            expired = ExecutionTimeoutError(
+                f"the run of DAG {data.dag_id!r} did not end within {timeout} s and was cancelled; "
+                "what had finished stays readable",
+                dag_id=data.dag_id,
+                function_id=None,
+                timeout=timeout,
+            )
+            data.timer = self.system.timers.send_after(timeout, ref, Cancel(expired))
+
+    def _runner_gone(self, data: RunData, reason: Reason) -> None:
+        """The runner will not come back; if its run has no answer, this is it."""
+        if data.state == "running":
+            error = reason
+            if not isinstance(error, Exception):
+                error = ActorCrashedError(
+                    f"the runner of DAG {data.dag_id!r} has ended: {reason}",
+                    name=data.name,
+                    reason=reason,
+                )
+            self.desk.fail(data, error)
+
+    def _finished(self, key: int) -> None:
+        entry = self.view.get(key)
+        if entry is None:
+            return
+        self.commit({key: Entry(entry.data, None)})
+        self.retained[key] = None
+        self._prune()
+
+    def _prune(self) -> None:
+        """Release the oldest finished runs beyond the limit whose results nobody holds."""
+        desk = self.desk
+        results = desk.results
+        while True:
+            try:
+                key = desk.released.get_nowait()
+            except Empty:
+                break
+            results.pop(key, None)
+            if key in self.view and key not in self.retained:
+                self.retained[key] = None
+                self.retained.move_to_end(key, last=False)
+        while len(self.retained) > desk.max_retained:
+            key, _ = self.retained.popitem(last=False)
+            held = results.get(key)
+            if held is None or held() is None:
+                self._forget(key)
+
+    def _forget(self, key: int) -> None:
+        entry = self.view.get(key)
+        if entry is None or (entry.run is not None and not entry.run.done()):
+            return
+        self.commit(deletions=[key])
+        self.retained.pop(key, None)
+        self.desk.results.pop(key, None)
+        if self.newest.get(entry.data.dag_id) == key:
+            del self.newest[entry.data.dag_id]
+        if self.desk.store is not None:
+            self.desk.store.cast(Forget(entry.data))
+
+    def _discard(self, dag_id: Hashable) -> None:
+        if self._running(dag_id):
+            raise AlreadyRunningError(
+                f"DAG {dag_id!r} is running: its values cannot be cleared before it ends",
+                dag_id=dag_id,
+            )
+        key = self.newest.get(dag_id)
+        if key is not None:
+            data = self.view[key].data
+            self._forget(key)
+            data.release()
+

@@ -1,0 +1,82 @@
+"""From what went wrong in a run to the error its caller sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from handoff_actors.errors import (
+    AllocationError,
+    ExecutionError,
+    FunctionCrashedError,
+    FunctionFailedError,
+    FunctionTimeoutError,
+    SerializationError,
+)
+from handoff_actors.execution.run_state import Crashed, Failure, TimedOut
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.queues import Queue
+    from handoff_actors.execution.run_data import RunData
+    from handoff_actors.resources.claims import Infeasible
+
+
+def _times(count: int) -> str:
+    return "its only attempt" if count == 1 else f"all {count} attempts"
+
+
+def failure_error(data: RunData, failure: Failure) -> ExecutionError:
+    """The error of a run in which a function used up what it was allowed."""
+    id_ = data.plan.ids[failure.index]
+    where = f"function {id_!r} of DAG {data.dag_id!r}"
+    last = failure.last
+    if isinstance(last, Crashed):
+        lines = "; ".join(
+            f"attempt on node {c.node}, pid {c.pid}: {c.reason}" for c in failure.crashes
+        )
+        allowed = data.plan.functions[failure.index].max_crashes
+        return FunctionCrashedError(
+            f"{where} lost its worker {len(failure.crashes)} times, and max_crashes={allowed} "
+            f"allows no more: {lines}. Run it alone to see why; the other results stay readable",
+            dag_id=data.dag_id,
+            function_id=id_,
+            attempts=failure.crashes,
+        )
+    if isinstance(last, TimedOut):
+        timeout = data.plan.functions[failure.index].timeout
+        return FunctionTimeoutError(
+            f"{where} took longer than its timeout of {timeout} s in {_times(failure.attempts)}",
+            dag_id=data.dag_id,
+            function_id=id_,
+            timeout=timeout,
+            attempts=failure.attempts,
+        )
+    if isinstance(last.error, SerializationError):
+        last.error.dag_id = data.dag_id
+        last.error.function_id = id_
+        return last.error
+    error = FunctionFailedError(
+        f"{where} failed in {_times(failure.attempts)} on node {last.node}: "
+        f"{type(last.error).__name__}: {last.error}",
+        dag_id=data.dag_id,
+        function_id=id_,
+        node=last.node,
+        attempts=failure.attempts,
+    )
+    error.__cause__ = last.error
+    return error
+
+
+def infeasible_error(data: RunData, answer: Infeasible, queue: Queue) -> AllocationError:
+    """The error of a run of which a function can never get what it costs."""
+    n = data.plan.n
+    token = next(iter(queue.ready), None)
+    id_ = data.plan.ids[token % n] if token is not None else None
+    return AllocationError(
+        f"function {id_!r} of DAG {data.dag_id!r} needs {answer.resource}={answer.asked:g}, and "
+        f"the most node {answer.node} has now is {answer.most:g}: lower the cost or register "
+        "more",
+        function_id=id_,
+        resource=answer.resource,
+        asked=answer.asked,
+        most=answer.most,
+    )

@@ -1,0 +1,300 @@
+"""What the caller of a run holds: ``Run``, a future, and ``ExecutionResult``, its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import os
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from handoff_actors.errors import RunCancelledError, ValueNotFoundError
+from handoff_actors.execution.context import place
+from handoff_actors.execution.run_data import FREED, MISSING, RunData
+from handoff_actors.execution.runner import Cancel, Listen
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        total: functions to run.
+        finished: functions that have.
+        state: ``"running"``, ``"succeeded"``, ``"failed"`` or ``"cancelled"``.
+    """
+
+    total: int
+    finished: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a function ran.
+
+    Attributes:
+        start: seconds since the run was submitted.
+        duration: seconds its last attempt took.
+    """
+
+    start: float
+    duration: float
+
+
+class Run(concurrent.futures.Future["ExecutionResult"]):
+    """One execution of a DAG: a future of its ``ExecutionResult``, and awaitable."""
+
+    def __init__(self, dag_id: Hashable) -> None:
+        super().__init__()
+        self.dag_id = dag_id
+        self._data: RunData | None = None
+
+    def bind(self, data: RunData) -> None:
+        """Say which run this is the future of; called once, when it is admitted."""
+        self._data = data
+        self.set_running_or_notify_cancel()
+
+    def result(self, timeout: float | None = None) -> ExecutionResult:
+        """Wait for the outcome.
+
+        Inside a function, what the function holds is lent to others meanwhile, so that a run
+        that waits for another never keeps it from running.
+
+        Args:
+            timeout: seconds to wait; the run goes on after it.
+
+        Raises:
+            TimeoutError: no outcome within ``timeout``.
+            ExecutionError: how the run ended, if it did not succeed.
+        """
+        if self.done():
+            return super().result(0)
+        here = place.get()
+        if here is None:
+            return super().result(timeout)
+        loan = here.lend()
+        try:
+            return super().result(timeout)
+        finally:
+            here.reclaim(loan)
+
+    def cancel(self) -> bool:
+        """Cancel the run, also while it runs.
+
+        Returns:
+            True if it ends cancelled; False if it has ended already.
+        """
+        error = RunCancelledError(
+            f"the run of DAG {self.dag_id!r} was cancelled; what had finished stays readable",
+            dag_id=self.dag_id,
+            function_id=None,
+        )
+        if not self.settle(None, error):
+            return self.cancelled()
+        data = self._data
+        if data is not None and data.ref is not None:
+            data.ref.cast(Cancel(error))
+        return True
+
+    def settle(self, result: ExecutionResult | None, error: BaseException | None) -> bool:
+        """Give the answer; False if there is one already."""
+        try:
+            if error is not None:
+                self.set_exception(error)
+            else:
+                assert result is not None
+                self.set_result(result)
+        except concurrent.futures.InvalidStateError:
+            return False
+        return True
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self.done() and isinstance(self._exception, RunCancelledError)
+
+    def progress(self) -> Progress:
+        """How far it is; costs next to nothing."""
+        data = self._data
+        if data is None:
+            return Progress(0, 0, "running")
+        return Progress(data.plan.n, data.finished, data.state)
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[tuple[Hashable, Any]]:
+        """Yield ``(id, value)`` of each function as it finishes; then raise, if the run failed.
+
+        Args:
+            timeout: seconds to wait for the next one.
+
+        Raises:
+            TimeoutError: nothing finished within ``timeout``.
+            ExecutionError: how the run ended, after all that had finished.
+        """
+        data = self._data
+        assert data is not None, "the run was not admitted"
+        queue: SimpleQueue[int | None] = SimpleQueue()
+        if data.ref is None or data.ref.gone:
+            finished = [i for i in range(data.plan.n) if data.values[i] is not MISSING]
+            for i in sorted(finished, key=data.ends.__getitem__):
+                queue.put(i)
+            queue.put(None)
+        else:
+            data.ref.call(Listen(queue))
+        while (i := self._next(queue, timeout)) is not None:
+            value = data.values[i]
+            if value is not FREED:
+                yield data.plan.ids[i], value
+        self.result(timeout)
+
+    @staticmethod
+    def _next(queue: SimpleQueue[int | None], timeout: float | None) -> int | None:
+        import queue as queues
+
+        try:
+            return queue.get(timeout=timeout)
+        except queues.Empty:
+            raise TimeoutError(f"no function finished within {timeout} s") from None
+
+    def __await__(self) -> Generator[Any, None, ExecutionResult]:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def wake(_: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(lambda: waiter.done() or waiter.set_result(None))
+            except RuntimeError:
+                return  # the loop was closed: nobody waits any more
+
+        self.add_done_callback(wake)
+        yield from waiter
+        return super().result(0)
+
+    def __repr__(self) -> str:
+        progress = self.progress()
+        return f"<Run of {self.dag_id!r}: {progress.state}, {progress.finished}/{progress.total}>"
+
+
+class Results(Mapping[Hashable, Any]):
+    """The values of a run's regular functions by id. Freed ones (see ``keep``) are not in it."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: RunData) -> None:
+        self._data = data
+
+    def __getitem__(self, id_: Hashable) -> Any:
+        data = self._data
+        i = data.plan.index.get(id_)
+        if i is None or i >= data.plan.n:
+            raise KeyError(id_)
+        value = data.values[i]
+        if value is MISSING or value is FREED:
+            raise ReleasedKeyError(id_, value is FREED)
+        return value
+
+    def __contains__(self, id_: object) -> bool:
+        i = self._data.plan.index.get(id_)
+        return i is not None and i < self._data.plan.n and self._there(i)
+
+    def _there(self, i: int) -> bool:
+        value = self._data.values[i]
+        return value is not MISSING and value is not FREED
+
+    def __iter__(self) -> Iterator[Hashable]:
+        plan = self._data.plan
+        return (plan.ids[i] for i in range(plan.n) if self._there(i))
+
+    def __len__(self) -> int:
+        return sum(self._there(i) for i in range(self._data.plan.n))
+
+    def __repr__(self) -> str:
+        return f"<Results of {self._data.dag_id!r}: {len(self)} values>"
+
+
+class ReleasedKeyError(KeyError, ValueNotFoundError):
+    """The value is not there any more, or never came to be."""
+
+    def __init__(self, id_: Hashable, freed: bool) -> None:
+        why = "was freed: name it in keep=, or keep the run" if freed else "never finished"
+        KeyError.__init__(self, f"the value of {id_!r} {why}")
+        self.value_id = id_
+
+
+class ExecutionResult:
+    """The outcome of a run.
+
+    Attributes:
+        dag_id: the run's.
+        results: each regular function's id to its value.
+        allocations: each function's id to the node it ran on.
+        timings: each function's id to its ``Timing``.
+    """
+
+    def __init__(self, data: RunData, on_release: Callable[[RunData], None]) -> None:
+        self._data = data
+        self._on_release = on_release
+        self.dag_id = data.dag_id
+        self.results: Mapping[Hashable, Any] = Results(data)
+
+    @property
+    def allocations(self) -> dict[Hashable, str]:
+        """The node that each finished function ran on."""
+        data = self._data
+        return {data.plan.ids[i]: data.node for i in range(data.plan.n) if data.ends[i]}
+
+    @property
+    def timings(self) -> dict[Hashable, Timing]:
+        """When each finished function ran."""
+        data = self._data
+        return {
+            data.plan.ids[i]: Timing(start - data.submitted, end - start)
+            for i, (start, end) in enumerate(zip(data.starts, data.ends, strict=True))
+            if end
+        }
+
+    def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the timeline for Perfetto (ui.perfetto.dev) or ``chrome://tracing``."""
+        events: list[dict[str, Any]] = []
+        rows: list[float] = []
+        data = self._data
+        for i in sorted(range(data.plan.n), key=data.starts.__getitem__):
+            start, end = data.starts[i], data.ends[i]
+            if not end:
+                continue
+            row = next((r for r, busy in enumerate(rows) if busy <= start), len(rows))
+            rows[row : row + 1] = [end]
+            events.append(
+                {
+                    "name": str(data.plan.ids[i]),
+                    "cat": "function",
+                    "ph": "X",
+                    "ts": (start - data.submitted) * 1e6,
+                    "dur": (end - start) * 1e6,
+                    "pid": data.node,
+                    "tid": row,
+                }
+            )
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+
+    def release(self) -> None:
+        """Free the values now; reading one afterwards raises."""
+        self._on_release(self._data)
+
+    def __enter__(self) -> ExecutionResult:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} values>"

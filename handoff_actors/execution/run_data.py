@@ -1,0 +1,199 @@
+"""What of a run outlives its runner: values, outcomes not yet looked at, queues and their workers.
+
+The runner (an actor that may crash and be restarted) is the only one that commits values; workers
+put what happened into ``done`` and ``reports`` and signal it. An entry leaves those queues only
+after the commit, so a runner that dies half-way through a step forgets nothing.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import weakref
+from array import array
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.timers import Timer
+from handoff_actors.execution.run_state import History
+from handoff_actors.graph.plan import Plan
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.queues import Queue
+    from handoff_actors.execution.run import Run
+
+
+class _Absent:
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+MISSING: Final = _Absent("MISSING")
+"""There is no value yet."""
+FREED: Final = _Absent("FREED")
+"""There was a value that nobody needed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run a DAG; see ``execute`` for each."""
+
+    max_retries: int = 3
+    max_concurrency: int | None = None
+    timeout: float | None = None
+    keep: str | tuple[Hashable, ...] = "all"
+    isolation: str = "thread"
+    allocator: Any = None
+    ignore_costs: bool = False
+
+
+class RunData:
+    """See the module.
+
+    Attributes:
+        key: unique in the runtime; what the runtime knows a run by, as ``dag_id`` comes again.
+        values: per value index; ``MISSING`` until committed.
+        starts: per function, ``time.perf_counter()`` when it began; 0.0 before.
+        ends: the same for its end.
+        done: ``(token, value)`` of attempts that returned, not yet committed.
+        reports: other events for the run state, not yet handled.
+        histories: of functions that have failed, as committed.
+        dispatched: per function whether its present attempt was handed to a queue. Queues and
+            workers outlive the runner and lose nothing, so this tells what a dead runner still owed.
+        links: see ``run_state.find_links``.
+        stopping: nobody wants results any more; workers leave.
+        watched: indices somebody waits for in the result store.
+        suspects: functions that were in a batch when their worker process died: to be run singly.
+        code_keys: under which numbers worker processes know the code of functions.
+        listeners: queues that get the index of each function as it finishes.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "code_keys",
+        "context",
+        "dag_id",
+        "dispatched",
+        "done",
+        "ends",
+        "error",
+        "finished",
+        "histories",
+        "incarnation",
+        "key",
+        "lanes",
+        "links",
+        "listeners",
+        "lock",
+        "name",
+        "node",
+        "options",
+        "plan",
+        "queues",
+        "ref",
+        "reports",
+        "retrying",
+        "run",
+        "starts",
+        "state",
+        "stopping",
+        "submitted",
+        "suspects",
+        "timer",
+        "values",
+        "watched",
+    )
+
+    def __init__(
+        self,
+        key: int,
+        dag_id: Hashable,
+        plan: Plan,
+        inputs: Mapping[Hashable, Any],
+        options: RunOptions,
+        node: str,
+        run: Run,
+    ) -> None:
+        self.key = key
+        self.dag_id = dag_id
+        self.name = f"run:{dag_id}"
+        self.plan = plan
+        self.options = options
+        self.node = node
+        self.values: list[Any] = [MISSING] * (plan.n + plan.n_inputs)
+        for i in range(plan.n, plan.n + plan.n_inputs):
+            self.values[i] = inputs[plan.ids[i]]
+        self.starts = array("d", bytes(8 * plan.n))
+        self.ends = array("d", bytes(8 * plan.n))
+        self.submitted = 0.0
+        self.timer: Timer | None = None
+        self.done: deque[tuple[int, Any]] = deque()
+        self.reports: deque[Any] = deque()
+        self.histories: dict[int, History] = {}
+        self.dispatched = bytearray(plan.n)
+        self.retrying: set[int] = set()
+        self.links: list[int] | None = None
+        self.queues: list[Queue] = []
+        self.lock = threading.Lock()
+        self.lanes = 0
+        self.finished = 0
+        self.stopping = False
+        self.state = "running"
+        self.error: BaseException | None = None
+        self.watched: set[int] = set()
+        self.suspects: set[int] = set()
+        self.code_keys: dict[Any, tuple[int, Any]] = {}
+        self.listeners: list[SimpleQueue[int | None]] = []
+        self.incarnation = 0
+        self.ref: Ref | None = None
+        self.run: Callable[[], Run | None] = weakref.ref(run)
+        self.context = contextvars.copy_context()
+
+    def report(self, event: Any) -> None:
+        """Leave an event for the runner, and have it looked at on this thread if it can be."""
+        self.reports.append(event)
+        if self.ref is not None:
+            self.ref.signal()
+
+    def succeeded(self) -> bytearray:
+        """Per function whether its value was committed."""
+        return bytearray(value is not MISSING for value in self.values[: self.plan.n])
+
+    # For the result store.
+
+    @property
+    def over(self) -> bool:
+        """Whether no more values will come."""
+        return self.state != "running"
+
+    def lookup(self, id_: Hashable) -> tuple[str, Any]:
+        """``("there", value)``, or None with why not: coming, freed, never, or unknown."""
+        i = self.plan.index.get(id_)
+        if i is None:
+            return "unknown", None
+        value = self.values[i]
+        if value is MISSING:
+            return ("never" if self.over else "coming"), None
+        return ("freed", None) if value is FREED else ("there", value)
+
+    def watch(self, id_: Hashable) -> None:
+        """Have the runner tell the store when this value comes."""
+        i = self.plan.index.get(id_)
+        if i is not None:
+            self.watched.add(i)
+
+    def release(self) -> None:
+        """Forget all values; nobody may read them any more."""
+        self.values = [FREED] * len(self.values)
+
+    def __repr__(self) -> str:
+        return f"<RunData {self.key} of {self.dag_id!r}: {self.finished}/{self.plan.n} {self.state}>"

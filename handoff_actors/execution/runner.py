@@ -1,0 +1,356 @@
+"""The runner: the actor around the run state of one run.
+
+    worker ── done, reports ──▶ RunData ── signal ──▶ Runner.signalled ──▶ RunState.handle
+                                                          │ commit values, histories
+                                                          ▼
+                                         queues (lanes, claims), retry timers, the Run's answer
+
+It has no thread: its step is carried by the worker that signals, which as a rule then goes on with
+what the step made ready. All that it must not forget is in ``RunData``. A new incarnation rebuilds
+the run state from the committed values and hands out only what the dead one still owed: attempts in
+queues and in workers go on undisturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any
+
+from handoff_actors.actors.reasons import Exit, Reason
+from handoff_actors.actors.server import Actor
+from handoff_actors.actors.table import StaleIncarnationError
+from handoff_actors.errors import AllocationError, RunCancelledError, describe
+from handoff_actors.events import AttemptFailed, FunctionsFinished
+from handoff_actors.execution.failures import failure_error, infeasible_error
+from handoff_actors.execution.placement import Placement
+from handoff_actors.execution.run_data import FREED, MISSING, RunData
+from handoff_actors.execution.run_state import (
+    Crashed,
+    Raised,
+    RunState,
+    Start,
+    Step,
+    Stopped,
+    TimedOut,
+    keep_mask,
+)
+from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.resources.claims import Granted, Infeasible
+from handoff_actors.resources.tracker import Refused
+
+_PLACE_AGAIN = 0.02
+"""Seconds until an allocator that left something out is asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End the run with this error."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDue:
+    """The delay of this attempt is over."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Put each finished function's index into the queue, those finished already first; then None."""
+
+    queue: SimpleQueue[int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceAgain:
+    """Ask the allocator again about what it left out."""
+
+
+class Runner(Actor):
+    """See the module.
+
+    Args:
+        data: the run.
+        workers: the runtime's.
+        on_end: called once, when the run has its outcome and before its future is told.
+    """
+
+    def __init__(self, data: RunData, workers: Workers, on_end: Callable[[RunData], None]) -> None:
+        self.data = data
+        self.workers = workers
+        self.on_end = on_end
+
+    def init(self) -> None:
+        """Begin, or go on from what is committed."""
+        data = self.data
+        options = data.options
+        plan = data.plan
+        data.incarnation += 1
+        self.incarnation = data.incarnation
+        kept = keep_mask(plan, options.keep)
+        fresh = data.ref is None
+        self.state = RunState(
+            plan,
+            options.max_retries,
+            kept,
+            data.links if not fresh else None,
+            None if fresh else data.succeeded(),
+            data.histories,
+        )
+        if fresh:
+            data.queues = self.workers.queues(data)
+            self.state.links = data.links
+        self.queues = data.queues
+        self.single = self.queues[0] if len(self.queues) == 1 else None
+        self.placement = Placement(data, self.workers) if options.allocator is not None else None
+        data.ref = self.ref
+        if data.state != "running":
+            self.on_end(data)
+            self.stop(Exit.NORMAL)
+        elif fresh:
+            self._carry_out(self.state.handle(Start()))
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        data, state, n = self.data, self.state, self.data.plan.n
+        linked = set() if data.links is None else {
+            data.links[i] for i in range(n) if state.done[i]
+        }
+        owed = [
+            token
+            for token in state.outstanding()
+            if not data.dispatched[token % n]
+            and token not in data.retrying
+            and token % n not in linked
+        ]
+        step = Step(ready=owed, finished=not state.remaining)
+        self._carry_out(step)
+        for queue in self.queues:
+            queue.adjust()
+        self.signalled()
+
+    def handle(self, message: Any) -> Any:
+        """Everything that comes by message; outcomes come by signal."""
+        self.signalled()
+        data = self.data
+        if isinstance(message, Granted):
+            self.queues[message.tag].granted(message.claim)
+        elif isinstance(message, RetryDue):
+            data.retrying.discard(message.token)
+            if not self.state.stopped and self.state.is_present(message.token):
+                self._carry_out(Step(ready=[message.token]))
+        elif isinstance(message, Cancel):
+            if data.state == "running":
+                self._stop(message.error)
+        elif isinstance(message, Infeasible):
+            if data.state == "running":
+                self._stop(infeasible_error(data, message, self.queues[message.tag]))
+        elif isinstance(message, Refused):
+            if data.state == "running":
+                self._stop(message.error)
+        elif isinstance(message, Listen):
+            self._listen(message.queue)
+        elif isinstance(message, PlaceAgain):
+            if data.state == "running":
+                self._dispatch([])
+        else:
+            return super().handle(message)
+        return None
+
+    def signalled(self) -> None:
+        """Look at the outcomes that have come: the step."""
+        data = self.data
+        if data.incarnation != self.incarnation:
+            raise StaleIncarnationError(f"{data.name} has a newer runner")
+        while data.done or data.reports:
+            # A report may be about what followed an outcome on its lane: outcomes come first.
+            known = len(data.reports)
+            if data.done:
+                self._commit()
+            for _ in range(known):
+                self._report()
+        if data.options.max_concurrency is not None:
+            for queue in self.queues:
+                queue.adjust()
+
+    def _commit(self) -> None:
+        data = self.data
+        done, values, n = data.done, data.values, data.plan.n
+        step = Step()
+        size = len(done)
+        tokens: list[int]
+        if size == 1:
+            token, value = done[0]
+            tokens = [token]
+            self.state.succeeded(tokens, step)
+            if values[token % n] is MISSING:
+                values[token % n] = value
+            done.popleft()
+        else:
+            batch = list(islice(done, size))
+            tokens = [entry[0] for entry in batch]
+            self.state.succeeded(tokens, step)
+            for token, value in batch:
+                if values[token % n] is MISSING:
+                    values[token % n] = value
+            for _ in range(size):
+                done.popleft()
+        data.finished = n - self.state.remaining
+        if data.watched or data.listeners or self.workers.events.active:
+            self._tell(tokens)
+        self._carry_out(step)
+
+    def _report(self) -> None:
+        reports = self.data.reports
+        event = reports[0]
+        step = self.state.handle(event)
+        self.data.histories = dict(self.state.histories)
+        reports.popleft()
+        if isinstance(event, (Raised, TimedOut, Crashed)):
+            self._publish_failure(event, step)
+        self._carry_out(step)
+
+    def _carry_out(self, step: Step) -> None:
+        data = self.data
+        if step.freed:
+            for i in step.freed:
+                data.values[i] = FREED
+        if step.failure is not None:
+            self._stop(failure_error(data, step.failure))
+            return
+        for delay, token in step.retries:
+            data.retrying.add(token)
+            data.dispatched[token % data.plan.n] = 1
+            self.workers.timers.send_after(delay, self.ref, RetryDue(token))
+        if step.ready:
+            self._dispatch(step.ready)
+        if step.finished and data.state == "running":
+            self._end("succeeded", None)
+
+    def _dispatch(self, ready: list[int]) -> None:
+        data = self.data
+        n = data.plan.n
+        dispatched = data.dispatched
+        if self.placement is not None:
+            try:
+                ready = self.placement.place(ready)
+            except AllocationError as error:
+                self._stop(error)
+                return
+        for token in ready:
+            dispatched[token % n] = 1
+        if self.placement is not None and self.placement.waiting:
+            self.workers.timers.send_after(_PLACE_AGAIN, self.ref, PlaceAgain())
+        if self.single is not None:
+            self.single.ready.extend(ready)
+            self.single.adjust()
+            return
+        class_of = data.plan.class_of
+        touched = set()
+        for token in ready:
+            number = class_of[token % n]
+            self.queues[number].ready.append(token)
+            touched.add(number)
+        for number in touched:
+            self.queues[number].adjust()
+
+    def _stop(self, error: BaseException) -> None:
+        """The run fails, or is cancelled: siblings are cancelled, nothing new starts."""
+        self.state.handle(Stopped())
+        cancelled = isinstance(error, RunCancelledError)
+        self._end("cancelled" if cancelled else "failed", error)
+
+    def _end(self, state: str, error: BaseException | None) -> None:
+        data = self.data
+        data.state = state
+        data.error = error
+        data.stopping = True
+        for queue in self.queues:
+            queue.stop()
+        self.workers.release_idle(data)
+        for listener in data.listeners:
+            listener.put(None)
+        data.listeners = []
+        # Whoever is told may start a run of the same dag_id in the same instant.
+        self.system.names.unregister(self.ref)
+        self.on_end(data)
+        self.stop(Exit.NORMAL)
+
+    def _tell(self, tokens: list[int]) -> None:
+        data = self.data
+        n = data.plan.n
+        indices = [token % n for token in tokens]
+        if data.watched and not data.watched.isdisjoint(indices):
+            self.workers.available(data, [i for i in indices if i in data.watched])
+        for listener in data.listeners:
+            for i in indices:
+                listener.put(i)
+        if self.workers.events.active:
+            self.workers.events.publish(
+                FunctionsFinished(
+                    dag_id=data.dag_id,
+                    function_ids=tuple(data.plan.ids[i] for i in indices),
+                    finished=data.finished,
+                    total=n,
+                )
+            )
+
+    def _listen(self, queue: SimpleQueue[int | None]) -> None:
+        data = self.data
+        finished = [i for i in range(data.plan.n) if self.state.done[i]]
+        for i in sorted(finished, key=data.ends.__getitem__):
+            queue.put(i)
+        if data.state == "running":
+            data.listeners.append(queue)
+        else:
+            queue.put(None)
+
+    def _publish_failure(self, event: Raised | TimedOut | Crashed, step: Step) -> None:
+        data = self.data
+        n = data.plan.n
+        again: float | None = None
+        if step.retries:
+            again = step.retries[0][0]
+        elif step.ready:
+            again = 0.0
+        what = (
+            describe(event.error)
+            if isinstance(event, Raised)
+            else event.crash.reason
+            if isinstance(event, Crashed)
+            else "it took longer than its timeout"
+        )
+        self.workers.log.info(
+            "attempt_failed",
+            dag_id=data.dag_id,
+            function_id=data.plan.ids[event.token % n],
+            attempt=event.token // n + 1,
+            error=what,
+            retry_in=again,
+        )
+        self.workers.events.publish(
+            AttemptFailed(
+                dag_id=data.dag_id,
+                function_id=data.plan.ids[event.token % n],
+                attempt=event.token // n + 1,
+                error=what,
+                retry_in=again,
+            )
+        )
+
+    def terminate(self, reason: Reason) -> None:
+        """The runtime stops: nobody will want the results."""
+        if reason is Exit.SHUTDOWN and self.data.state == "running":
+            self._stop(
+                RunCancelledError(
+                    f"the run of DAG {self.data.dag_id!r} was cancelled, as its runtime stopped",
+                    dag_id=self.data.dag_id,
+                    function_id=None,
+                )
+            )

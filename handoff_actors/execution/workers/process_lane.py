@@ -1,0 +1,324 @@
+"""A lane that runs functions in a worker process.
+
+It is a job on a carrier thread that owns one process: it sends attempts in batches, which grow while
+functions prove short, and puts the outcomes where a thread lane puts its own. A process that dies
+takes with it only what it held. Attempts of a batch that waited behind a slow one are taken back, so
+that another worker can have them; those that were in a batch when their process died run singly from
+then on, so that the one who kills its worker is found, and alone pays for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from time import perf_counter as clock
+from typing import TYPE_CHECKING, Any
+
+from handoff_actors.errors import CrashedAttempt
+from handoff_actors.execution.queues import Queue
+from handoff_actors.execution.run_state import Crashed, Raised, TimedOut, Withdrawn
+from handoff_actors.resources.claims import Claim
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.workers.process import ProcessWorker
+    from handoff_actors.execution.workers.roster import Workers
+
+_BATCH_SECONDS = 1e-3
+_LONGEST_BATCH = 256
+_COROUTINES = 1000
+_LINGER = 0.002
+
+
+class ProcessLane:
+    """See the module.
+
+    Args:
+        queue: what it serves.
+        claim: what it holds.
+        workers: the runtime's.
+    """
+
+    __slots__ = (
+        "claim",
+        "flying",
+        "latch",
+        "mean",
+        "queue",
+        "stopped",
+        "timed_out",
+        "timer",
+        "worker",
+        "workers",
+    )
+
+    def __init__(self, queue: Queue, claim: Claim | None, workers: Workers) -> None:
+        self.queue = queue
+        self.claim = claim
+        self.workers = workers
+        self.worker: ProcessWorker | None = None
+        self.flying: dict[int, float] = {}
+        self.mean = 0.0
+        self.latch: threading.Lock | None = None
+        self.stopped = False
+        self.timer: Any = None
+        self.timed_out = -1
+
+    def tokens(self) -> Iterable[int]:
+        """The attempts that are in the process."""
+        return list(self.flying)
+
+    def wake(self) -> None:
+        """Leave the parking place."""
+        if self.latch is not None:
+            self.latch.release()
+
+    def stop(self) -> None:
+        """The run is over: a process that is still at work for it is killed."""
+        self.stopped = True
+        worker = self.worker
+        if worker is not None and self.flying:
+            worker.kill()
+
+    def holds_batch(self) -> bool:
+        """Whether attempts may wait behind another."""
+        return len(self.flying) > 1
+
+    def unblock(self) -> None:
+        """Take back what waits behind a slow attempt."""
+        self.workers.carriers.submit(self._take_back)
+
+    def _take_back(self) -> None:
+        worker = self.worker
+        waiting = list(self.flying)[1:]
+        if worker is None or not waiting:
+            return
+        back = worker.take_back(waiting, 1.0)
+        for token in back:
+            self.flying.pop(token, None)
+        if back:
+            self.queue.data.report(Withdrawn(back))
+
+    def lend(self) -> Any:
+        """The process waits for other functions: its permit and claim are theirs meanwhile."""
+        queue = self.queue
+        with queue.lock:
+            queue.remove(self)
+        if self.claim is not None:
+            self.workers.suspend(self.claim)
+        queue.permits.give()
+        self.workers.carriers.submit(self._take_back)
+        if queue.ready and queue.data.ref is not None:
+            queue.data.ref.mailbox.signal_elsewhere()
+        return queue
+
+    def reclaim(self, loan: Any) -> None:
+        """Get them back."""
+        queue: Queue = loan
+        if self.claim is not None:
+            self.workers.resume(self.claim)
+        queue.permits.take_back()
+        with queue.lock:
+            queue.lanes.add(self)
+            queue.data.lanes += 1
+
+    def run(self) -> None:
+        """Serve the queue until there is nothing to do for a while."""
+        from handoff_actors.execution.workers.process import WorkerLost
+
+        self.workers.carriers.set_busy(True)
+        pool = self.workers.processes.pool()
+        while True:
+            try:
+                worker = self.worker = pool.acquire()
+            except Exception as error:
+                self._cannot_start(error)
+                return
+            self.workers.processes.lanes[worker.pid] = self
+            lost = None
+            try:
+                self._serve(worker)
+            except WorkerLost as error:
+                lost = error
+            finally:
+                self.workers.processes.lanes.pop(worker.pid, None)
+                self.worker = None
+            pool.release(worker)
+            if lost is None:
+                return
+            self._lost(lost.crash)
+            if self.queue.leave(self):
+                return
+
+    def _cannot_start(self, error: Exception) -> None:
+        queue = self.queue
+        token = next(iter(queue.ready), None)
+        queue.leave(self, force=True)
+        if token is not None:
+            queue.data.report(Raised(token, error, queue.data.node, final=True))
+
+    def _serve(self, worker: ProcessWorker) -> None:
+        queue, data = self.queue, self.queue.data
+        n = data.plan.n
+        assert data.ref is not None
+        while True:
+            room = self._quota() - len(self.flying)
+            if room > 0:
+                self._send(worker, room)
+            if not self.flying:
+                if queue.ready and not data.stopping:
+                    if queue.contended(self):
+                        queue.leave(self, force=True)
+                        data.ref.signal()
+                        return
+                    continue
+                if not self._linger():
+                    return
+                continue
+            outcomes = worker.receive(None)
+            now = clock()
+            failed: list[Raised] = []
+            for outcome in outcomes:
+                token = outcome.token
+                sent = self.flying.pop(token, None)
+                if sent is None:
+                    continue
+                i = token % n
+                data.starts[i], data.ends[i] = outcome.started, outcome.ended
+                took = outcome.ended - outcome.started
+                self.mean += 0.3 * (took - self.mean) if self.mean else took
+                if self.timer is not None:
+                    self.timer.cancel()
+                    self.timer = None
+                if outcome.ok:
+                    data.done.append((token, outcome.value))
+                else:
+                    final = _is_serialization(outcome.value)
+                    failed.append(Raised(token, outcome.value, data.node, final))
+            queue.ended += len(outcomes)
+            queue.mean = self.mean
+            data.reports.extend(failed)
+            data.ref.signal()
+            waiting = len(queue.ready)
+            if waiting > 1 and len(queue.lanes) - len(queue.parked) < queue.company:
+                queue.grow(1)
+            if not self.flying and queue.ready and queue.contended(self):
+                queue.leave(self, force=True)
+                data.ref.signal()
+                return
+            del now
+
+    def _quota(self) -> int:
+        """How many attempts the process may hold."""
+        queue = self.queue
+        if queue.kind.is_async:
+            return _COROUTINES
+        if queue.kind.timed or not self.mean:
+            return 1
+        lanes = max(1, min(queue.permits.limit, queue.company))
+        share = (len(queue.ready) + len(self.flying) + lanes - 1) // lanes
+        return max(1, min(int(_BATCH_SECONDS / self.mean), share, _LONGEST_BATCH))
+
+    def _send(self, worker: ProcessWorker, room: int) -> None:
+        from handoff_actors.execution.workers.process import WorkItem
+
+        queue, data = self.queue, self.queue.data
+        plan, n = data.plan, data.plan.n
+        processes = self.workers.processes
+        items: list[WorkItem] = []
+        while room > 0 and not data.stopping:
+            try:
+                token = queue.ready.popleft()
+            except IndexError:
+                break
+            i = token % n
+            alone = i in data.suspects or plan.functions[i].max_crashes == 0
+            if alone and (self.flying or items):
+                queue.ready.appendleft(token)
+                break
+            key, call = processes.key(data, i)
+            try:
+                if call is not None and not worker.knows(key):
+                    worker.teach(key, call)
+            except Exception as error:
+                data.report(Raised(token, error, data.node, final=True))
+                continue
+            self.flying[token] = clock()
+            items.append(
+                WorkItem(token, key, plan.ids[i], token // n + 1, processes.values(data, i))
+            )
+            room -= 1
+            if alone:
+                break
+        if not items:
+            return
+        if queue.kind.timed:
+            self._set_timer(items[0].token)
+        for token, error in worker.send(data.dag_id, items):
+            self.flying.pop(token, None)
+            data.report(Raised(token, error, data.node, final=True))
+        if len(self.flying) > 1:
+            queue.arm()
+
+    def _set_timer(self, token: int) -> None:
+        timeout = self.queue.data.plan.functions[token % self.queue.data.plan.n].timeout
+        if timeout is not None:
+            self.timer = self.workers.timers.call_later(timeout, lambda: self._expired(token))
+
+    def _expired(self, token: int) -> None:
+        worker = self.worker
+        if worker is not None and token in self.flying:
+            self.timed_out = token
+            worker.kill()
+
+    def _lost(self, crash: CrashedAttempt) -> None:
+        """The process has died; what it held is somebody's to run again."""
+        data = self.queue.data
+        flying, self.flying = list(self.flying), {}
+        self.mean = 0.0
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if not flying or data.stopping:
+            return
+        if self.timed_out in flying:
+            data.reports.append(TimedOut(self.timed_out, data.node))
+            flying.remove(self.timed_out)
+        elif len(flying) == 1:
+            data.reports.append(Crashed(flying[0], crash))
+            flying = []
+        else:
+            data.suspects.update(token % data.plan.n for token in flying)
+        self.timed_out = -1
+        if flying:
+            data.reports.append(Withdrawn(flying))
+        assert data.ref is not None
+        data.ref.signal()
+
+    def _linger(self) -> bool:
+        """Wait a moment for work; False when the lane has left."""
+        queue = self.queue
+        if (
+            queue.data.stopping
+            or queue.data.options.max_concurrency is not None
+            or not queue.company_at_work()
+            or queue.contended(self)
+        ):
+            return not queue.leave(self)
+        latch = self.latch = threading.Lock()
+        latch.acquire()
+        queue.parked.append(self)
+        woken = bool(queue.ready) or latch.acquire(timeout=_LINGER)
+        try:
+            queue.parked.remove(self)
+        except ValueError:
+            woken = True
+        self.latch = None
+        if woken and not queue.data.stopping:
+            return True
+        return not queue.leave(self)
+
+
+def _is_serialization(error: BaseException) -> bool:
+    from handoff_actors.errors import SerializationError
+
+    return isinstance(error, SerializationError)

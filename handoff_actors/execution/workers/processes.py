@@ -1,0 +1,146 @@
+"""The worker processes of a runtime, as its lanes see them: one pool, made when first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from handoff_actors.errors import CrashedAttempt
+from handoff_actors.events import WorkerLost, WorkerStarted
+from handoff_actors.execution.run_data import RunData
+from handoff_actors.graph.plan import Call, Plan
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.workers.process import ProcessPool, ProcessWorker
+    from handoff_actors.execution.workers.process_lane import ProcessLane
+    from handoff_actors.execution.workers.roster import Workers
+
+Forward = Callable[[str, Any], Any]
+
+
+class Processes:
+    """See the module.
+
+    Args:
+        workers: the roster this belongs to.
+        limit: how many processes at most.
+        forward: carries out what code in a worker asks of the runtime: name, ``(args, kwargs)``.
+    """
+
+    def __init__(self, workers: Workers, limit: int, forward: Forward) -> None:
+        self._workers = workers
+        self._limit = limit
+        self._forward = forward
+        self._lock = threading.Lock()
+        self._pool: ProcessPool | None = None
+        self._keys = count(1)
+        self.lanes: dict[int, ProcessLane] = {}
+
+    def pool(self) -> ProcessPool:
+        """The pool of processes."""
+        with self._lock:
+            if self._pool is None:
+                from handoff_actors.execution.workers.process import ProcessPool
+
+                self._pool = ProcessPool(
+                    self._workers.system.name,
+                    self._workers.node,
+                    self._limit,
+                    self._requested,
+                    self._started,
+                    self._lost,
+                )
+            return self._pool
+
+    def _started(self, pid: int) -> None:
+        self._workers.log.info("worker_started", pid=pid)
+        self._workers.events.publish(WorkerStarted(node=self._workers.node, pid=pid))
+
+    def _lost(self, crash: CrashedAttempt) -> None:
+        self._workers.log.warning("worker_lost", pid=crash.pid, reason=crash.reason)
+        self._workers.events.publish(
+            WorkerLost(node=crash.node, pid=crash.pid, reason=crash.reason)
+        )
+
+    def _requested(
+        self,
+        worker: ProcessWorker,
+        token: int | None,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Code in a worker calls the library: what it holds is lent while it waits."""
+        lane = self.lanes.get(worker.pid)
+        loan = None if lane is None else lane.lend()
+        try:
+            return self._forward(name, (args, kwargs))
+        finally:
+            if lane is not None:
+                lane.reclaim(loan)
+
+    def check(self, plan: Plan, isolation: str, dag_id: Hashable) -> None:
+        """Refuse a plan with code that has to run in a process and cannot be sent there.
+
+        Raises:
+            SerializationError: names the function, and what of its code it is.
+        """
+        wanted = [
+            number
+            for number, kind in enumerate(plan.classes)
+            if (kind.isolation or isolation) == "process"
+        ]
+        if not wanted:
+            return
+        from handoff_actors.execution.workers.process import check_call
+
+        checked: set[int] = set()
+        for i in range(plan.n):
+            if plan.class_of[i] in wanted:
+                code = plan.codes[i]
+                if plan.plain[i] is not None:
+                    if id(code) in checked:
+                        continue
+                    checked.add(id(code))
+                check_call(plan.call(i), dag_id)
+
+    def key(self, data: RunData, i: int) -> tuple[int, Call | None]:
+        """The number under which workers know the code of function ``i``.
+
+        Plain functions of the same code and number of arguments share one.
+
+        Returns:
+            The number, and what to teach a worker that does not know it.
+        """
+        plain = data.plan.plain[i]
+        mark: Any = i if plain is None else (id(data.plan.codes[i]), len(plain))
+        known = data.code_keys.get(mark)
+        if known is None:
+            call = data.plan.call(i)
+            if plain is not None:
+                call = Call(call.id, call.code, tuple(range(len(plain))))
+            known = data.code_keys[mark] = (next(self._keys), call)
+        return known
+
+    def values(self, data: RunData, i: int) -> dict[int, Any]:
+        """The values function ``i`` needs, under the indices its call has for them."""
+        plain = data.plan.plain[i]
+        values = data.values
+        if plain is not None:
+            return {k: values[d] for k, d in enumerate(plain)}
+        return {d: values[d] for d in data.plan.deps[i]}
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for ``status()``."""
+        pool = self._pool
+        busy = self._workers.process_permits.in_use
+        return {"busy": busy, "limit": self._limit, **({} if pool is None else pool.describe())}
+
+    def close(self, timeout: float) -> None:
+        """End all of them."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(timeout)

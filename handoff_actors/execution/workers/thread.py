@@ -1,0 +1,336 @@
+"""A lane that runs functions on the carrier thread it is called on.
+
+The loop is the hottest code of the library. Per attempt it takes a token from the shared deque, runs
+the code in a copy of the caller's context variables, and puts the outcome into the run's ``done``
+deque; it signals the runner only when work runs low or ``PATIENCE`` has passed, and then usually
+becomes the thread that runs the runner's step. A function that is the only argument of the next one
+is followed by it at once (``links``), which makes a chain one piece of work.
+
+A thread cannot be killed: when a timed attempt is given up, the lane is *abandoned*. It keeps its
+claim until the code really returns, and then ends without a word.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from time import perf_counter as clock
+from typing import TYPE_CHECKING, Any
+
+from handoff_actors.events import ThreadAbandoned
+from handoff_actors.execution.context import Context, place
+from handoff_actors.execution.invoke import invoke
+from handoff_actors.execution.queues import PATIENCE, Queue
+from handoff_actors.execution.run_state import Raised, TimedOut
+from handoff_actors.resources.claims import Claim
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.workers.roster import Workers
+
+_LINGER = 0.001
+"""Seconds a lane that found nothing to do waits for more, while others of its run are at work."""
+
+
+class ThreadLane:
+    """See the module.
+
+    Args:
+        queue: what it serves.
+        claim: what it holds.
+        workers: the runtime's.
+    """
+
+    __slots__ = ("abandoned", "claim", "latch", "queue", "thread", "timer", "token", "workers")
+
+    def __init__(self, queue: Queue, claim: Claim | None, workers: Workers) -> None:
+        self.queue = queue
+        self.claim = claim
+        self.workers = workers
+        self.token = -1
+        self.latch: threading.Lock | None = None
+        self.abandoned: list[bool] | None = None
+        self.timer: Any = None
+        self.thread: int | None = None
+
+    # As the place of attempts.
+
+    def context(self) -> Context:
+        """The attempt that runs here now."""
+        data = self.queue.data
+        token = self.token
+        n = data.plan.n
+        return Context(
+            data.dag_id,
+            data.plan.ids[token % n],
+            token // n + 1,
+            data.node,
+            lambda: data.stopping or self.token != token or self.given_up(),
+        )
+
+    def given_up(self) -> bool:
+        """Whether the attempt was superseded while it ran."""
+        return self.abandoned is not None and not self.abandoned
+
+    def home(self) -> Any:
+        """The runtime."""
+        return self.workers.runtime()
+
+    def lend(self) -> Any:
+        """Give the permit and the claim's resources to others."""
+        if threading.get_ident() != self.thread:
+            return None
+        queue = self.queue
+        with queue.lock:
+            queue.remove(self)
+        if self.claim is not None:
+            self.workers.suspend(self.claim)
+        queue.permits.give()
+        if queue.ready and queue.data.ref is not None:
+            queue.data.ref.mailbox.signal_elsewhere()
+        return queue
+
+    def reclaim(self, loan: Any) -> None:
+        """Get them back."""
+        if loan is None:
+            return
+        queue: Queue = loan
+        if self.claim is not None:
+            self.workers.resume(self.claim)
+        queue.permits.take_back()
+        with queue.lock:
+            queue.lanes.add(self)
+            queue.data.lanes += 1
+
+    # As a lane.
+
+    def tokens(self) -> Iterable[int]:
+        """The attempt in progress."""
+        token = self.token
+        return () if token < 0 else (token,)
+
+    def wake(self) -> None:
+        """Leave the parking place."""
+        latch = self.latch
+        if latch is not None:
+            latch.release()
+
+    def stop(self) -> None:
+        """The code sees ``cancelled()``; nothing more can be done to a thread."""
+
+    def holds_batch(self) -> bool:
+        """It holds one attempt at a time."""
+        return False
+
+    def unblock(self) -> None:
+        """Nothing waits behind its attempt."""
+
+    def run(self) -> None:
+        """Serve the queue until there is nothing to do for a while."""
+        self.workers.carriers.set_busy(True)
+        self.thread = threading.get_ident()
+        queue = self.queue
+        try:
+            if queue.kind.timed:
+                self._serve_timed()
+            else:
+                self._serve()
+        finally:
+            if self.given_up():
+                self._end_abandoned()
+
+    def _serve(self) -> None:
+        queue, data = self.queue, self.queue.data
+        plan, ref = data.plan, data.ref
+        assert ref is not None
+        pop, ready = queue.ready.popleft, queue.ready
+        plain, codes, values, n = plan.plain, plan.codes, data.values, plan.n
+        starts, ends = data.starts, data.ends
+        done = data.done.append
+        links = data.links
+        base = data.context.copy()
+        base.run(place.set, self)
+        copy = base.copy
+        signal = ref.mailbox.signal
+        following = -1
+        carried: Any = None
+        count = 0
+        began = since = mark = clock()
+        while True:
+            if following >= 0:
+                token = following
+            else:
+                try:
+                    token = pop()
+                except IndexError:
+                    if count:
+                        signal()
+                        mark = clock()
+                        self._account(mark - since, count)
+                        since, count = mark, 0
+                        if ready:
+                            began = mark
+                            continue
+                    if not self._linger():
+                        return
+                    began = since = mark = clock()
+                    continue
+            self.token = token
+            if data.stopping:
+                following = -1
+                continue
+            i = token if token < n else token % n
+            args = plain[i]
+            try:
+                if args is None:
+                    value = invoke(plan.calls[i], values, self, base)
+                elif following >= 0:
+                    value = copy().run(codes[i], carried)
+                else:
+                    value = copy().run(codes[i], *[values[a] for a in args])
+            except BaseException as error:
+                now = clock()
+                starts[i], ends[i] = began, now
+                began = now
+                following = -1
+                self.token = -1
+                self._raised(token, error)
+                mark = since = now
+                count = 0
+                continue
+            now = clock()
+            starts[i] = began
+            ends[i] = began = now
+            if links is not None and (following := links[i]) >= 0:
+                carried = value
+                self.token = following
+            else:
+                self.token = -1
+            done((token, value))
+            count += 1
+            if now - mark > PATIENCE:
+                signal()
+                mark = clock()
+                self._account(mark - since, count)
+                since, count = mark, 0
+                waiting = len(ready)
+                if waiting > 1 and len(queue.lanes) - len(queue.parked) < queue.company:
+                    queue.grow(1)
+                if queue.contended(self):
+                    if following >= 0:
+                        ready.appendleft(following)
+                        self.token = -1
+                    queue.leave(self, force=True)
+                    if ready:
+                        signal()
+                    return
+            elif following < 0 and len(ready) < 2:
+                signal()
+                if ready:
+                    continue
+
+    def _account(self, elapsed: float, count: int) -> None:
+        queue = self.queue
+        queue.ended += count
+        queue.mean += 0.25 * (elapsed / count - queue.mean) if queue.mean else elapsed / count
+
+    def _raised(self, token: int, error: BaseException) -> None:
+        data = self.queue.data
+        self.queue.ended += 1
+        data.report(Raised(token, error, data.node))
+
+    def _linger(self) -> bool:
+        """Wait a moment for work; False when the lane has left."""
+        queue = self.queue
+        if (
+            queue.data.stopping
+            or queue.data.options.max_concurrency is not None
+            or not queue.company_at_work()
+            or queue.contended(self)
+        ):
+            return not queue.leave(self)
+        latch = self.latch = threading.Lock()
+        latch.acquire()
+        queue.parked.append(self)
+        woken = bool(queue.ready) or latch.acquire(timeout=_LINGER)
+        try:
+            queue.parked.remove(self)
+        except ValueError:
+            woken = True
+        self.latch = None
+        if woken and not queue.data.stopping:
+            return True
+        return not queue.leave(self)
+
+    # Functions with a timeout: one attempt at a time, each with a timer.
+
+    def _serve_timed(self) -> None:
+        queue, data = self.queue, self.queue.data
+        plan, n = data.plan, data.plan.n
+        base = data.context.copy()
+        base.run(place.set, self)
+        while True:
+            try:
+                token = queue.ready.popleft()
+            except IndexError:
+                if queue.leave(self):
+                    return
+                continue
+            if data.stopping:
+                continue
+            i = token % n
+            timeout = plan.functions[i].timeout
+            self.token = token
+            gate = self.abandoned = [True]
+            if timeout is not None:
+                self.timer = self.workers.timers.call_later(
+                    timeout, lambda gate=gate, token=token: self._expired(gate, token)
+                )
+            began = clock()
+            outcome: Any = None
+            failed: BaseException | None = None
+            try:
+                outcome = invoke(plan.call(i), data.values, self, base)
+            except BaseException as error:
+                failed = error
+            data.starts[i], data.ends[i] = began, clock()
+            try:
+                gate.pop()
+            except IndexError:
+                return
+            self.abandoned = None
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            self.token = -1
+            queue.ended += 1
+            if failed is not None:
+                data.report(Raised(token, failed, data.node))
+            else:
+                data.done.append((token, outcome))
+                assert data.ref is not None
+                data.ref.signal()
+
+    def _expired(self, gate: list[bool], token: int) -> None:
+        """On the timer thread: the attempt took too long."""
+        try:
+            gate.pop()
+        except IndexError:
+            return
+        queue = self.queue
+        data = queue.data
+        with queue.lock:
+            queue.remove(self)
+        self.workers.abandoned.add(self)
+        queue.permits.give()
+        self.workers.events.publish(
+            ThreadAbandoned(dag_id=data.dag_id, function_id=data.plan.ids[token % data.plan.n])
+        )
+        data.reports.append(TimedOut(token, data.node))
+        if data.ref is not None:
+            data.ref.mailbox.signal_elsewhere()
+
+    def _end_abandoned(self) -> None:
+        self.workers.abandoned.discard(self)
+        if self.claim is not None:
+            claim, self.claim = self.claim, None
+            self.queue.release_claim(claim)

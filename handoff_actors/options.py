@@ -1,0 +1,85 @@
+"""The options of ``start()``: defaults, checks, and what makes two sets of them equal. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from handoff_actors.errors import ConfigurationError, describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See ``Runtime``; times are seconds."""
+
+    name: str | None = None
+    capabilities: Mapping[str, float] | None = None
+    listen: str | None = None
+    authkey: str | bytes | None = field(default=None, repr=False)
+    tls: Any = None
+    insecure: bool = False
+    isolation: str = "thread"
+    max_workers: int | None = None
+    max_retries: int = 3
+    allocator: Any = None
+    resource_tracker: Any = None
+    max_retained_runs: int = 256
+    max_restarts: int = 3
+    max_seconds: float = 5.0
+    heartbeat_timeout: float = 5.0
+    node_return_timeout: float = 30.0
+    shutdown_timeout: float = 5.0
+    on_failure: Callable[[BaseException], object] | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            self._refuse("name", "must be a non-empty str")
+        if self.isolation not in ("thread", "process"):
+            self._refuse("isolation", "must be 'thread' or 'process'")
+        if self.max_workers is not None:
+            self._count("max_workers", 1)
+        for name in ("max_retries", "max_retained_runs", "max_restarts"):
+            self._count(name, 0)
+        for name in ("max_seconds", "heartbeat_timeout", "node_return_timeout"):
+            self._seconds(name)
+        self._seconds("shutdown_timeout", least=0.0)
+        if self.on_failure is not None and not callable(self.on_failure):
+            self._refuse("on_failure", "must be callable with the error")
+        if self.authkey is not None and not isinstance(self.authkey, (str, bytes)):
+            raise ConfigurationError("authkey must be a str of hex digits, or bytes")
+        if self.listen is not None or self.tls is not None:
+            raise ConfigurationError(
+                "this version runs on one node: listen= and tls= come with the nodes"
+            )
+        if self.resource_tracker is not None:
+            wanted = ("register", "capabilities", "available", "request", "release")
+            missing = [n for n in wanted if not callable(getattr(self.resource_tracker, n, None))]
+            if missing:
+                self._refuse("resource_tracker", f"lacks the methods {', '.join(missing)}")
+
+    def _refuse(self, name: str, why: str) -> None:
+        raise ConfigurationError(f"{name} {why}, not {describe(getattr(self, name))}")
+
+    def _count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            self._refuse(name, f"must be an int >= {least}")
+
+    def _seconds(self, name: str, least: float | None = None) -> None:
+        value = getattr(self, name)
+        if (
+            not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+            or value < (0.0 if least is None else least)
+            or (least is None and value == 0)
+        ):
+            self._refuse(name, "must be a number of seconds")
+
+    def differences(self, other: Options) -> list[str]:
+        """The names of the options in which ``other`` differs."""
+        return [
+            f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)
+        ]

@@ -1,0 +1,779 @@
+"""Runtime: one supervision tree with its configuration and its life, and all that can be asked of it.
+
+    Supervisor
+    ├─ result_store          ├─ resource_tracker        ├─ data_location_registry
+    ├─ worker_supervisor     ├─ execution_supervisor    ├─ pipeline_supervisor
+    ├─ distributed_executor  └─ distributed_result_store
+
+Everything that must survive a crash of these is made here, before they are: tables, the roster of
+workers, the desk where runs are answered.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import platform
+import secrets
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypedDict, Unpack
+
+from handoff_actors._version import __version__
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.dynamic_supervisor import DynamicSupervisor
+from handoff_actors.actors.reasons import Exit, Reason, is_abnormal, reason_text
+from handoff_actors.actors.server import Actor
+from handoff_actors.actors.specs import ChildSpec, SupervisorFlags
+from handoff_actors.actors.supervisor import Supervisor
+from handoff_actors.actors.system import ActorSystem
+from handoff_actors.actors.table import Table
+from handoff_actors.errors import (
+    ConfigurationError,
+    ExecutionError,
+    NodeDownError,
+    NodeUnreachableError,
+    NotStartedError,
+    ResultTimeoutError,
+    RunCancelledError,
+    RuntimeFailedError,
+    describe,
+)
+from handoff_actors.events import ActorCrashed, Event, EventBus, RuntimeFailed, Subscription, log
+from handoff_actors.execution.admission import prepare
+from handoff_actors.execution.context import place
+from handoff_actors.execution.executor import Admit, Desk, Discard, DistributedExecutor, Entry
+from handoff_actors.execution.run import ExecutionResult, Progress, Run
+from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.synchronous import run_here
+from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.execution.workers.supervisor import Describe, WorkerSupervisor
+from handoff_actors.graph.dag import DAG
+from handoff_actors.options import Options
+from handoff_actors.resources.allocator import Allocator, by_name
+from handoff_actors.resources.capabilities import MICRO, NodeCapacity, to_micro
+from handoff_actors.resources.machine import machine_capabilities
+from handoff_actors.resources.tracker import (
+    Available as AvailableResources,
+)
+from handoff_actors.resources.tracker import (
+    Claims,
+    Contention,
+    Discover,
+    Fits,
+    RegisterNode,
+    ResourceTracker,
+)
+from handoff_actors.results.distributed import (
+    ClearEverywhere,
+    DistributedResultStore,
+    Fetch,
+    Locate,
+    StoreResult,
+    Synchronize,
+)
+from handoff_actors.results.locations import DataLocationRegistry, RegisterLocation
+from handoff_actors.results.store import Available, Await, Get, GiveUp, Put, ResultStore
+from handoff_actors.status import ActorStatus, ClaimStatus, NodeInfo, RunStatus, RuntimeStatus
+
+_running: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_names = itertools.count(1)
+
+NAMES = (
+    "result_store",
+    "resource_tracker",
+    "data_location_registry",
+    "worker_supervisor",
+    "execution_supervisor",
+    "pipeline_supervisor",
+    "distributed_executor",
+    "distributed_result_store",
+)
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The keyword arguments of ``submit`` and ``execute``; see ``Runtime.submit``."""
+
+    inputs: Mapping[Hashable, Any] | None
+    dag_id: Hashable
+    allocation_strategy: str | Allocator | None
+    max_retries: int | None
+    max_concurrency: int | None
+    timeout: float | None
+    keep: str | Iterable[Hashable]
+    progress: bool | Callable[[Progress], object] | None
+    synchronous: bool
+    checkpoint: str | None
+
+
+_DEFAULTS: dict[str, Any] = {
+    "inputs": None,
+    "dag_id": None,
+    "allocation_strategy": None,
+    "max_retries": None,
+    "max_concurrency": None,
+    "timeout": None,
+    "keep": "all",
+    "progress": None,
+    "synchronous": False,
+    "checkpoint": None,
+}
+
+
+def _forked() -> None:
+    """In a forked child: its threads are not there, so nothing of the runtime is."""
+    for runtime in list(_running):
+        runtime._forget()  # noqa: SLF001  the same class
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _stop_all() -> None:
+    for runtime in list(_running):
+        runtime.stop()
+
+
+atexit.register(_stop_all)
+
+
+class Runtime:
+    """A supervised runtime. Independent of any other in the process. A context manager too.
+
+    Args:
+        name: of this node; None makes one from the host's name and the process id.
+        capabilities: what it offers: resource name to amount; None is ``cpu``, the usable cores,
+            and ``memory``, MB.
+        isolation: of functions that do not say: ``"thread"`` or ``"process"``.
+        max_workers: of threads and of processes; None is max(32, cores) and the cores.
+        max_retries: of functions that do not say.
+        allocator: a strategy's name or an ``Allocator``; None is ``"first_available"``.
+        resource_tracker: a ``Tracker`` of one's own; None is the built-in.
+        max_retained_runs: how many finished runs stay readable by ``dag_id``.
+        max_restarts: how many crashes of its actors within ``max_seconds`` it survives.
+        max_seconds: seconds.
+        shutdown_timeout: seconds that ``stop()`` gives to code that is still running.
+        on_failure: called with the ``RuntimeFailedError`` when the tree gave up.
+        authkey: hex digits; None reads ``HANDOFF_AUTHKEY``, else makes one.
+
+    Raises:
+        ConfigurationError: an option has a value that cannot be used.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            self.options = Options(**options)
+        except TypeError as error:
+            raise ConfigurationError(f"start() has no such option: {error}") from None
+        by_name(self.options.allocator)
+        if self.options.capabilities is not None:
+            to_micro(self.options.capabilities, "capabilities")
+        self._lock = threading.RLock()
+        self._system: ActorSystem | None = None
+        self._failure: RuntimeFailedError | None = None
+        number = next(_names)
+        suffix = "" if number == 1 else f"-{number}"
+        self._name = self.options.name or f"{socket.gethostname()}-{os.getpid()}{suffix}"
+        self.authkey = self._authkey()
+        self.events = EventBus()
+
+    def _authkey(self) -> str:
+        key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or secrets.token_hex(32)
+        return key.hex() if isinstance(key, bytes) else key
+
+    # Its life.
+
+    def start(self) -> Runtime:
+        """Start the tree; returns when all of it is up. Nothing happens if it runs already."""
+        with self._lock:
+            if self._system is not None:
+                return self
+            self._failure = None
+            self.events = EventBus()
+            self._restarts: dict[str, int] = {}
+            self._keys = itertools.count(1)
+            options = self.options
+            system = ActorSystem(f"handoff-{self._name}")
+            self._contention = Contention()
+            self._workers = Workers(
+                system,
+                self._name,
+                max_workers=options.max_workers,
+                isolation=options.isolation,
+                events=self.events,
+                contention=self._contention,
+                runtime=self,
+                forward=self._forwarded,
+            )
+            self._runs: Table[int, Entry] = Table()
+            self._desk = Desk(self._workers, self._runs, options.max_retained_runs)
+            self._offered: dict[str, dict[str, float]] = {}
+            self._system = system
+            try:
+                self._root = system.start(
+                    Supervisor(
+                        self._children(),
+                        SupervisorFlags("one_for_one", options.max_restarts, options.max_seconds),
+                        on_restart=self._on_restart,
+                        on_give_up=self._on_give_up,
+                    ),
+                    "supervisor",
+                )
+                refs = self._refs = {name: self._require(name) for name in NAMES}
+                self._workers.tracker = refs["resource_tracker"]
+                self._workers.on_available(self._on_available)
+                self._desk.executor = refs["distributed_executor"]
+                self._desk.store = refs["result_store"]
+                self.register_local_node(
+                    machine_capabilities() if options.capabilities is None else options.capabilities
+                )
+            except BaseException:
+                self._system = None
+                system.close(0.1)
+                raise
+            _running.add(self)
+        log.info("runtime_started", node=self._name, version=__version__)
+        return self
+
+    def _require(self, name: str) -> Ref:
+        assert self._system is not None
+        ref = self._system.names.whereis(name)
+        assert ref is not None, name
+        return ref
+
+    def _children(self) -> list[ChildSpec]:
+        options = self.options
+        restarts, seconds = options.max_restarts, options.max_seconds
+        store_table: Table[Any, Any] = Table()
+        tracker_table: Table[Any, Any] = Table()
+        location_table: Table[Any, Any] = Table()
+        flags = SupervisorFlags("one_for_one", restarts, seconds)
+
+        def spec(name: str, start: Callable[[], Actor], **more: Any) -> ChildSpec:
+            return ChildSpec(name, start, name=name, **more)
+
+        supervisor = {"type": "supervisor", "shutdown": options.shutdown_timeout + 1.0}
+        return [
+            spec("result_store", lambda: ResultStore(store_table)),
+            spec(
+                "resource_tracker",
+                lambda: ResourceTracker(
+                    tracker_table, contention=self._contention, tracker=options.resource_tracker
+                ),
+            ),
+            spec("data_location_registry", lambda: DataLocationRegistry(location_table)),
+            spec(
+                "worker_supervisor",
+                lambda: WorkerSupervisor(self._workers, options.shutdown_timeout),
+                **supervisor,
+            ),
+            spec(
+                "execution_supervisor",
+                lambda: DynamicSupervisor(flags, on_restart=self._on_restart),
+                **supervisor,
+            ),
+            spec(
+                "pipeline_supervisor",
+                lambda: DynamicSupervisor(flags, on_restart=self._on_restart),
+                **supervisor,
+            ),
+            spec(
+                "distributed_executor",
+                lambda: DistributedExecutor(
+                    self._desk, self._require("execution_supervisor"), restarts, seconds
+                ),
+            ),
+            spec(
+                "distributed_result_store",
+                lambda: DistributedResultStore(
+                    self._name,
+                    self._require("result_store"),
+                    self._require("data_location_registry"),
+                ),
+            ),
+        ]
+
+    def stop(self) -> None:
+        """Cancel what runs and end everything, in order. Idempotent, also before ``start()``.
+
+        Code that is still running gets ``shutdown_timeout`` seconds; a thread that does not end
+        then is abandoned (a daemon, named in the log), a process is killed.
+        """
+        with self._lock:
+            system, self._system = self._system, None
+            if system is None:
+                return
+            _running.discard(self)
+            deadline = time.monotonic() + self.options.shutdown_timeout
+            for entry in list(self._runs.view.values()):
+                if entry.run is not None:
+                    self._cancel(entry.data, entry.run)
+            if not self._contains_current_thread(system):
+                self.events.flush(0.2)
+            root = self._root.incarnation
+            if root is not None and root.exit(Exit.SHUTDOWN):
+                root.ended.wait(self.options.shutdown_timeout + 3.0)
+            abandoned = system.close(max(0.2, deadline - time.monotonic()))
+            self.events.close()
+        if abandoned:
+            log.warning("threads_abandoned", node=self._name, threads=abandoned)
+        log.info("runtime_stopped", node=self._name)
+
+    @staticmethod
+    def _contains_current_thread(system: ActorSystem) -> bool:
+        return system.carriers.carries_current_thread()
+
+    @staticmethod
+    def _cancel(data: RunData, run: Run) -> None:
+        error = RunCancelledError(
+            f"the run of DAG {data.dag_id!r} was cancelled, as its runtime stopped",
+            dag_id=data.dag_id,
+            function_id=None,
+        )
+        data.stopping = True
+        run.settle(None, error)
+
+    def _forget(self) -> None:
+        """After a fork: be as if never started."""
+        self._lock = threading.RLock()
+        self._system = None
+        self.events = EventBus()
+
+    def __enter__(self) -> Runtime:
+        return self.start()
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it is started, and its tree has not given up."""
+        return self._system is not None and self._failure is None
+
+    def _on_restart(self, name: str, reason: Reason) -> None:
+        self._restarts[name] = self._restarts.get(name, 0) + 1
+        log.warning("actor_restarted", node=self._name, actor=name, reason=reason_text(reason))
+        self.events.publish(ActorCrashed(name=name, reason=reason_text(reason), restarted=True))
+
+    def _on_give_up(self, cause: Reason) -> Reason:
+        error = RuntimeFailedError(
+            f"the runtime {self._name} gave up: its actors crashed more than "
+            f"{self.options.max_restarts} times in {self.options.max_seconds} s, first of "
+            f"{reason_text(cause)}; stop() it and start() again",
+            cause=cause if isinstance(cause, BaseException) else None,
+        )
+        if isinstance(cause, BaseException):
+            error.__cause__ = cause
+        self._failure = error
+        for entry in list(self._runs.view.values()):
+            if entry.run is not None:
+                entry.data.stopping = True
+                entry.run.settle(None, error)
+        log.error("runtime_failed", node=self._name, reason=str(error))
+        self.events.publish(RuntimeFailed(reason=str(error)))
+        if self.options.on_failure is not None:
+            callback = self.options.on_failure
+            threading.Thread(
+                target=lambda: self._tell_failure(callback, error), name="handoff-failure", daemon=True
+            ).start()
+        return error
+
+    @staticmethod
+    def _tell_failure(
+        callback: Callable[[BaseException], object], error: RuntimeFailedError
+    ) -> None:
+        try:
+            callback(error)
+        except Exception as raised:
+            log.error("on_failure_raised", error=describe(raised), exc_info=raised)
+
+    def _ref(self, name: str) -> Ref:
+        if self._failure is not None:
+            raise self._failure
+        if self._system is None:
+            raise NotStartedError(
+                f"runtime {self._name} is not running: call start() first (in a forked child too)"
+            )
+        return self._refs[name]
+
+    # Running DAGs.
+
+    def new(self, id: Hashable = None) -> DAG:  # noqa: A002
+        """An empty DAG."""
+        return DAG(id)
+
+    def submit(
+        self,
+        dag: DAG,
+        *,
+        inputs: Mapping[Hashable, Any] | None = None,
+        dag_id: Hashable = None,
+        allocation_strategy: Any = None,
+        max_retries: int | None = None,
+        max_concurrency: int | None = None,
+        timeout: float | None = None,
+        keep: str | Iterable[Hashable] = "all",
+        progress: Any = None,
+        synchronous: bool = False,
+        checkpoint: Any = None,
+    ) -> Run:
+        """Begin to run a DAG; what is wrong with it is raised here.
+
+        Args:
+            dag: what to run.
+            inputs: the values of its inputs, by id.
+            dag_id: what the run is called; None is the DAG's own id.
+            allocation_strategy: a name or an ``Allocator``; None is the runtime's.
+            max_retries: of functions that do not say; None is the runtime's.
+            max_concurrency: how many functions may run at once; None is no limit but the workers.
+            timeout: seconds for all of it.
+            keep: ``"all"``, ``"sinks"``, or the ids whose values stay; others are freed as their
+                last consumer ends.
+            progress: True shows a progress bar on a terminal; a callable gets a ``Progress`` as
+                functions finish.
+            synchronous: run one function after another on this thread, before this returns.
+            checkpoint: not available in this version.
+
+        Returns:
+            A future of its ``ExecutionResult``.
+
+        Raises:
+            InvalidDAGError: the DAG cannot be run.
+            AllocationError: a function needs more than any node has.
+            AlreadyRunningError: a run of this ``dag_id`` is in progress.
+            SerializationError: what must leave the process cannot.
+            ConfigurationError: an argument has a value that cannot be used.
+        """
+        return self._submit(
+            dag,
+            inputs=inputs,
+            dag_id=dag_id,
+            allocation_strategy=allocation_strategy,
+            max_retries=max_retries,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            keep=keep,
+            progress=progress,
+            synchronous=synchronous,
+            checkpoint=checkpoint,
+            local=False,
+            wait=True,
+        )
+
+    def _submit(
+        self, dag: DAG, *, synchronous: bool, progress: Any, wait: bool, **options: Any
+    ) -> Run:
+        executor = self._ref("distributed_executor")
+        run, data = prepare(self, dag, next(self._keys), **options)
+        if progress:
+            from handoff_actors.progress import show
+
+            show(self, data, run, progress)
+        if wait or synchronous:
+            executor.call(Admit(data, run, here=synchronous))
+        else:
+            executor.cast(Admit(data, run))
+        if synchronous:
+            try:
+                run_here(data, self)
+            finally:
+                if data.state == "running":
+                    data.state = "failed"
+                self._desk.finish(data)
+        return run
+
+    def execute(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+        """Run a DAG and wait for its outcome; see ``submit`` for the arguments.
+
+        Ctrl-C cancels the run.
+
+        Raises:
+            ExecutionError: how it ended, if it did not succeed; and what ``submit`` raises.
+        """
+        return self._execute(dag, options, local=False)
+
+    def execute_distributed(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+        """The same as ``execute``."""
+        return self._execute(dag, options, local=False)
+
+    def execute_local(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+        """As ``execute``, with everything on this node, costs and pins ignored."""
+        return self._execute(dag, options, local=True)
+
+    def _execute(self, dag: DAG, options: SubmitOptions, *, local: bool) -> ExecutionResult:
+        unknown = options.keys() - _DEFAULTS.keys()
+        if unknown:
+            raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
+        run = self._submit(dag, **{**_DEFAULTS, **options}, local=local, wait=False)
+        try:
+            return run.result()
+        except KeyboardInterrupt:
+            run.cancel()
+            raise
+
+    # Resources.
+
+    def register_node(self, node: str, capabilities: Mapping[str, float]) -> None:
+        """Say what a node offers; replaces what was there. What is in use stays in use."""
+        to_micro(capabilities, f"the capabilities of node {describe(node)}")
+        if not isinstance(node, str) or not node:
+            raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+        self._ref("resource_tracker").call(RegisterNode(node, dict(capabilities)))
+        self._offered = {**self._offered, node: dict(capabilities)}
+
+    def register_local_node(self, capabilities: Mapping[str, float]) -> None:
+        """Say what this node offers."""
+        self.register_node(self._name, capabilities)
+
+    def discover_nodes(self) -> dict[str, dict[str, float]]:
+        """What each known node offers, this one included."""
+        found: dict[str, dict[str, float]] = self._ref("resource_tracker").call(Discover())
+        return found
+
+    def resources_available(self, node: str, requirements: Mapping[str, float]) -> bool:
+        """Whether the node has so much free now; False for an unknown node."""
+        to_micro(requirements, "the requirements")
+        return bool(self._ref("resource_tracker").call(Fits(node, dict(requirements))))
+
+    def offered(self) -> Mapping[str, Mapping[str, float]]:
+        """What each node was registered with; no call, for the check at admission."""
+        return self._offered
+
+    def capacities(self) -> dict[str, NodeCapacity]:
+        """This node's capacity, for allocators."""
+        tracker = self._ref("resource_tracker")
+        free: Mapping[str, float] = tracker.call(AvailableResources(self._name))
+        return {self._name: NodeCapacity(free, self._offered.get(self._name, {}))}
+
+    @property
+    def workers(self) -> Workers:
+        """The roster of its workers."""
+        self._ref("worker_supervisor")
+        return self._workers
+
+    # Values.
+
+    def store_result(
+        self, dag_id: Hashable, function_id: Hashable, result: Any, origin_node: str | None = None
+    ) -> None:
+        """Keep a value here and register where it is: ``origin_node``, or here."""
+        self._ref("distributed_result_store").call(
+            StoreResult(dag_id, function_id, result, origin_node)
+        )
+
+    def get_result(self, dag_id: Hashable, id: Hashable, timeout: float | None = 5.0) -> Any:  # noqa: A002
+        """A value, as soon as it is there.
+
+        Args:
+            dag_id: whose newest run it is of.
+            id: of the function, or of a stored value.
+            timeout: seconds; None waits without limit.
+
+        Raises:
+            ResultTimeoutError: it did not come; at once if the run ended without it.
+        """
+        store = self._ref("result_store")
+        here = place.get()
+        loan = None if here is None else here.lend()
+        try:
+            reply = store.send(Await(dag_id, id))
+            if not reply.wait(timeout):
+                store.cast(GiveUp(reply))
+                raise ResultTimeoutError(
+                    f"value {id!r} of DAG {dag_id!r} did not come within {timeout} s",
+                    dag_id=dag_id,
+                    value_id=id,
+                )
+            return reply.result()
+        finally:
+            if here is not None:
+                here.reclaim(loan)
+
+    def store_value(self, dag_id: Hashable, id: Hashable, value: Any) -> None:  # noqa: A002
+        """Keep a value on this node."""
+        self._ref("result_store").call(Put(dag_id, id, value))
+
+    def get_local_value(self, dag_id: Hashable, id: Hashable) -> Any:  # noqa: A002
+        """A value that is on this node.
+
+        Raises:
+            ValueNotFoundError: it is not.
+        """
+        return self._ref("result_store").call(Get(dag_id, id))
+
+    def get_value(self, dag_id: Hashable, id: Hashable, from_node: str | None = None) -> Any:  # noqa: A002
+        """A value, fetched from ``from_node`` or from wherever it is.
+
+        Raises:
+            ValueNotFoundError: nobody has it.
+            NodeDownError: ``from_node`` is not connected.
+        """
+        return self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node))
+
+    def synchronize(self, dag_id: Hashable, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
+        """The values among ``ids`` that can be had, by id."""
+        found: dict[Hashable, Any] = self._ref("distributed_result_store").call(
+            Synchronize(dag_id, tuple(ids))
+        )
+        return found
+
+    def register_data_location(self, dag_id: Hashable, data_id: Hashable, node: str) -> None:
+        """Say on which node a value is; any name may be registered."""
+        if not isinstance(node, str) or not node:
+            raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+        self._ref("data_location_registry").call(RegisterLocation(dag_id, data_id, node))
+
+    def lookup_data_location(self, dag_id: Hashable, data_id: Hashable) -> str:
+        """The node a value is on.
+
+        Raises:
+            ValueNotFoundError: nobody knows.
+        """
+        return str(self._ref("distributed_result_store").call(Locate(dag_id, data_id)))
+
+    def clear(self, dag_id: Hashable) -> None:
+        """Forget the values of a DAG, and where they are.
+
+        Raises:
+            AlreadyRunningError: a run of it is in progress.
+        """
+        self._ref("distributed_executor").call(Discard(dag_id))
+        self._ref("distributed_result_store").call(ClearEverywhere(dag_id))
+
+    def _on_available(self, data: RunData, indices: Sequence[int]) -> None:
+        ids = tuple(data.plan.ids[i] for i in indices)
+        self._refs["result_store"].cast(Available(data, ids))
+
+    # Nodes.
+
+    def node(self) -> str:
+        """This node's name."""
+        return self._name
+
+    def nodes(self) -> list[str]:
+        """The other nodes that are up."""
+        self._ref("resource_tracker")
+        return []
+
+    def connect(self, address: str, timeout: float = 5.0) -> str:
+        """Join the cluster of the node at ``address``.
+
+        Raises:
+            NodeUnreachableError: nothing answers there within ``timeout`` seconds.
+        """
+        self._ref("resource_tracker")
+        raise NodeUnreachableError(
+            f"node {self._name} has no gateway in this version, so it cannot join {address!r} "
+            f"(within {timeout} s or ever)",
+            node=str(address),
+        )
+
+    def disconnect(self, node: str) -> None:
+        """Leave a node.
+
+        Raises:
+            NodeDownError: it is not connected.
+        """
+        self._ref("resource_tracker")
+        raise NodeDownError(f"node {node!r} is not connected to {self._name}", node=node)
+
+    def node_info(self, name: str | None = None) -> NodeInfo:
+        """What is known of a node; None is this one.
+
+        Raises:
+            NodeDownError: no such node is known.
+        """
+        tracker = self._ref("resource_tracker")
+        if name is not None and name != self._name:
+            raise NodeDownError(f"node {name!r} is not connected to {self._name}", node=name)
+        return NodeInfo(
+            self._name,
+            None,
+            os.getpid(),
+            "up",
+            dict(self._offered.get(self._name, {})),
+            dict(tracker.call(AvailableResources(self._name))),
+            platform.python_version(),
+            __version__,
+        )
+
+    # How it is doing.
+
+    def status(self) -> RuntimeStatus:
+        """A snapshot of the tree, restarts, nodes, claims, runs and workers."""
+        tracker = self._ref("resource_tracker")
+        entries = dict(self._runs.view)
+        runs = [
+            RunStatus(e.data.dag_id, e.data.state, e.data.finished, e.data.plan.n)
+            for e in entries.values()
+        ]
+        claims = [
+            ClaimStatus(
+                claim.node,
+                entries[claim.owner].data.dag_id if claim.owner in entries else claim.owner,
+                {name: amount / MICRO for name, amount in claim.amounts.items()},
+            )
+            for claim in tracker.call(Claims())
+        ]
+        workers = self._ref("worker_supervisor").call(Describe())
+        return RuntimeStatus(
+            self._tree(), dict(self._restarts), [self.node_info()], claims, runs, workers
+        )
+
+    def _tree(self) -> ActorStatus:
+        assert self._system is not None
+        runs = [
+            _actor(name, ref)
+            for name, ref in self._system.names.all().items()
+            if name.startswith("run:")
+        ]
+        children = [
+            _actor(name, ref, runs if name == "execution_supervisor" else ())
+            for name, ref in self._refs.items()
+        ]
+        return _actor("supervisor", self._root, children)
+
+    def subscribe(
+        self, callback: Callable[[Event], object], kinds: Iterable[type[Event]] | None = None
+    ) -> Subscription:
+        """Call ``callback(event)`` as things happen, on a thread of its own.
+
+        Args:
+            callback: what it raises is logged.
+            kinds: the classes of events it wants; None is all.
+        """
+        self._ref("resource_tracker")
+        return self.events.subscribe(callback, kinds)
+
+    def whereis(self, name: str) -> Ref | None:
+        """The actor of that name, for fault injection."""
+        self._ref("resource_tracker")
+        assert self._system is not None
+        return self._system.names.whereis(name)
+
+    def _forwarded(self, name: str, arguments: Any) -> Any:
+        """Carry out what code in a worker process asked for."""
+        args, kwargs = arguments
+        return getattr(self, name)(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        state = "failed" if self._failure else "running" if self._system else "stopped"
+        return f"<Runtime {self._name}: {state}>"
+
+
+def _actor(name: str, ref: Ref, children: Sequence[ActorStatus] = ()) -> ActorStatus:
+    return ActorStatus(name, "up" if ref.alive else "down", len(ref.mailbox), tuple(children))
+
+

@@ -1,0 +1,129 @@
+"""``status()``: how a runtime is doing, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from handoff_actors.errors import amounts_text
+
+
+@dataclass(frozen=True, slots=True)
+class ActorStatus:
+    """One actor of the tree.
+
+    Attributes:
+        name: what it answers to.
+        state: ``"up"`` or ``"down"``.
+        queued: messages that wait in its mailbox.
+        children: below it.
+    """
+
+    name: str
+    state: str
+    queued: int
+    children: Sequence[ActorStatus] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One node.
+
+    Attributes:
+        name: unique in the cluster.
+        address: ``host:port``, or None when it does not listen.
+        pid: its process.
+        state: ``"up"``, ``"suspect"`` or ``"down"``.
+        capabilities: what it offers in all.
+        available: what of it is free.
+        python: its Python version.
+        version: its version of this library.
+    """
+
+    name: str
+    address: str | None
+    pid: int
+    state: str
+    capabilities: Mapping[str, float]
+    available: Mapping[str, float]
+    python: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimStatus:
+    """Resources that are held: by which run, where, how much."""
+
+    node: str
+    dag_id: Any
+    amounts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One run the runtime knows of."""
+
+    dag_id: Any
+    state: str
+    finished: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStatus:
+    """How a runtime is doing.
+
+    Attributes:
+        tree: the supervision tree.
+        restarts: by name, also of actors that have ended.
+        nodes: this node and the others it knows.
+        claims: held now.
+        runs: in progress, and finished ones that are retained.
+        workers: counts of threads, processes, coroutines; abandoned threads.
+    """
+
+    tree: ActorStatus
+    restarts: Mapping[str, int]
+    nodes: Sequence[NodeInfo]
+    claims: Sequence[ClaimStatus]
+    runs: Sequence[RunStatus]
+    workers: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As dicts, lists, numbers and strings, fit for ``json.dumps(..., default=str)``."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+
+        def draw(actor: ActorStatus, depth: int) -> None:
+            restarts = self.restarts.get(actor.name)
+            notes = [actor.state]
+            if actor.queued:
+                notes.append(f"{actor.queued} queued")
+            if restarts:
+                notes.append(f"restarted {restarts}x")
+            lines.append(f"{'  ' * depth}{actor.name}: {', '.join(notes)}")
+            for child in actor.children:
+                draw(child, depth + 1)
+
+        draw(self.tree, 0)
+        for node in self.nodes:
+            lines.append(
+                f"node {node.name} ({node.state}): {amounts_text(node.available)} free of "
+                f"{amounts_text(node.capabilities)}"
+            )
+        lines.append(f"claims: {len(self.claims)} held")
+        lines.extend(
+            f"  {claim.dag_id!r} on {claim.node}: {amounts_text(claim.amounts)}"
+            for claim in self.claims
+        )
+        running = sum(run.state == "running" for run in self.runs)
+        lines.append(f"runs: {running} in progress, {len(self.runs) - running} retained")
+        lines.extend(
+            f"  {run.dag_id!r}: {run.finished}/{run.total}"
+            for run in self.runs
+            if run.state == "running"
+        )
+        return "\n".join(lines)
