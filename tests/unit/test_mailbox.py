@@ -184,5 +184,5 @@ def test_racing_puts_against_close_lose_nothing() -> None:
         left = mailbox.close("end")
         for thread in threads:
             thread.join()
-        assert sorted(left) == sorted(sum(accepted, []))
+        assert sorted(left) == sorted(number for numbers in accepted for number in numbers)
         assert len(left) + sum(map(len, refused)) == 800
