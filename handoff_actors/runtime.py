@@ -261,7 +261,7 @@ class Runtime:
 
         supervisor = {"type": "supervisor", "shutdown": options.shutdown_timeout + 1.0}
         return [
-            spec("result_store", lambda: ResultStore(store_table)),
+            spec("result_store", lambda: ResultStore(store_table, self._desk.runs)),
             spec(
                 "resource_tracker",
                 lambda: ResourceTracker(

@@ -227,7 +227,7 @@ class SupervisorBase(Actor):
             incarnation = self.system.incarnate(
                 ref,
                 behaviour,
-                on_end=lambda _reason: own.cast(ChildEnded(key)),
+                on_end=lambda _reason: own.cast(ChildEnded(key), follow=True),
                 supervised=True,
                 timeout=spec.start_timeout,
             )

@@ -26,7 +26,7 @@ from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.runner import Cancel, Runner
 from handoff_actors.execution.workers.roster import Workers
-from handoff_actors.results.store import Begin, Ended, Forget
+from handoff_actors.results.store import Begin, Ended, Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class Desk:
         self.results: dict[int, weakref.ref[ExecutionResult]] = {}
         self.executor: Ref | None = None
         self.store: Ref | None = None
+        self.runs = Runs()
 
     def finish(self, data: RunData) -> None:
         """Answer the run; called by its runner when it has its outcome."""
@@ -98,7 +99,7 @@ class Desk:
         if events.active:
             error = None if data.error is None else str(data.error)
             events.publish(RunFinished(dag_id=data.dag_id, state=data.state, error=error))
-        if self.store is not None:
+        if data.watched and self.store is not None:
             self.store.cast(Ended(data), follow=True)
         if run is not None:
             self.answer(data, run)
@@ -151,11 +152,11 @@ class DistributedExecutor(Actor):
     def init(self) -> None:
         """Index the runs that the table has."""
         self.view: Mapping[int, Entry] = self.take(self.desk.table)
-        self.newest: dict[Hashable, int] = {}
+        self.newest = self.desk.runs.newest
         self.retained: OrderedDict[int, None] = OrderedDict()
         for key in sorted(self.view):
             entry = self.view[key]
-            self.newest[entry.data.dag_id] = key
+            self.newest[entry.data.dag_id] = entry.data
             if entry.run is None:
                 self.retained[key] = None
             elif entry.run.done() and entry.data.over:
@@ -174,8 +175,8 @@ class DistributedExecutor(Actor):
         return super().handle(message)
 
     def _running(self, dag_id: Hashable) -> bool:
-        key = self.newest.get(dag_id)
-        entry = None if key is None else self.view.get(key)
+        newest = self.newest.get(dag_id)
+        entry = None if newest is None else self.view.get(newest.key)
         return entry is not None and entry.run is not None and not entry.run.done()
 
     def _admit(self, message: Admit) -> None:
@@ -191,9 +192,9 @@ class DistributedExecutor(Actor):
                 return
             raise error
         self.commit({data.key: Entry(data, run)})
-        self.newest[data.dag_id] = data.key
+        self.newest[data.dag_id] = data
         desk = self.desk
-        if desk.store is not None:
+        if data.dag_id in desk.runs.awaited and desk.store is not None:
             desk.store.cast(Begin(data))
         if desk.workers.events.active:
             desk.workers.events.publish(RunStarted(dag_id=data.dag_id, functions=data.plan.n))
@@ -273,10 +274,8 @@ class DistributedExecutor(Actor):
         self.commit(deletions=[key])
         self.retained.pop(key, None)
         self.desk.results.pop(key, None)
-        if self.newest.get(entry.data.dag_id) == key:
+        if self.newest.get(entry.data.dag_id) is entry.data:
             del self.newest[entry.data.dag_id]
-        if self.desk.store is not None:
-            self.desk.store.cast(Forget(entry.data))
 
     def _discard(self, dag_id: Hashable) -> None:
         if self._running(dag_id):
@@ -284,9 +283,9 @@ class DistributedExecutor(Actor):
                 f"DAG {dag_id!r} is running: its values cannot be cleared before it ends",
                 dag_id=dag_id,
             )
-        key = self.newest.get(dag_id)
-        if key is not None:
-            data = self.view[key].data
-            self._forget(key)
+        newest = self.newest.get(dag_id)
+        if newest is not None:
+            data = self.view[newest.key].data
+            self._forget(newest.key)
             data.release()
 

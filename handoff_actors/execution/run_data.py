@@ -187,9 +187,7 @@ class RunData:
 
     def watch(self, id_: Hashable) -> None:
         """Have the runner tell the store when this value comes."""
-        i = self.plan.index.get(id_)
-        if i is not None:
-            self.watched.add(i)
+        self.watched.add(self.plan.index.get(id_, -1))
 
     def release(self) -> None:
         """Forget all values; nobody may read them any more."""

@@ -279,6 +279,8 @@ class Runner(Actor):
         data.listeners = []
         # Whoever is told may start a run of the same dag_id in the same instant.
         self.system.names.unregister(self.ref)
+        # The worker that carries this has nothing left to do: what follows may follow on its thread.
+        self.workers.carriers.set_busy(False)
         self.on_end(data)
         self.stop(Exit.NORMAL)
 

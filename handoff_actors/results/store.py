@@ -1,8 +1,9 @@
 """ResultStore: the values of this node, and those who wait for them.
 
 Values come from two sides: the newest run of each DAG brings its own (the store reads them where the
-run keeps them), and users store some. What a user stored last wins over the run's, but a new run of
-the DAG starts clean of older values of its functions.
+run keeps them), and users store some. What a user stores wins over a run that was there before, and
+gives way to the values of a later one. The executor publishes the newest runs in ``Runs``; it tells
+the store of a run's begin and end only when somebody waits for one of its values.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ class RunValues(Protocol):
     """What the store needs to know of a run."""
 
     @property
+    def key(self) -> int:
+        """Larger than those of earlier runs."""
+
+    @property
     def dag_id(self) -> Hashable:
         """Whose values they are."""
 
@@ -35,9 +40,24 @@ class RunValues(Protocol):
         """Tell the store when this value comes."""
 
 
+class Runs:
+    """What the executor and the store share.
+
+    Attributes:
+        newest: the newest run of each DAG; written by the executor only.
+        awaited: DAGs of which a value is waited for; written by the store only.
+    """
+
+    __slots__ = ("awaited", "newest")
+
+    def __init__(self) -> None:
+        self.newest: dict[Hashable, RunValues] = {}
+        self.awaited: set[Hashable] = set()
+
+
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A run of a DAG begins: its values are the DAG's from now on."""
+    """A run of an awaited DAG begins: its values are the DAG's from now on."""
 
     run: RunValues
 
@@ -45,13 +65,6 @@ class Begin:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A run is over: what it has not made will not come."""
-
-    run: RunValues
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """A run was released."""
 
     run: RunValues
 
@@ -112,6 +125,13 @@ class Clear:
 
 
 @dataclass(frozen=True, slots=True)
+class _Stored:
+    value: Any
+    after: int
+    """The key of the newest run when it was stored."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiter:
     dag_id: Hashable
     id: Hashable
@@ -125,22 +145,25 @@ class ResultStore(Actor):
     """See the module.
 
     Args:
-        table: keeps ``("value", dag_id, id)``, ``("run", dag_id)`` and ``("waiter", number)``.
+        table: keeps ``("value", dag_id, id)`` and ``("waiter", number)``.
+        runs: the newest runs.
     """
 
-    def __init__(self, table: Table[_Key, Any]) -> None:
+    def __init__(self, table: Table[_Key, Any], runs: Runs) -> None:
         self._state = table
+        self.runs = runs
 
     def init(self) -> None:
         """Index what the table has; answer waiters whose value came while nobody looked."""
         self.view: Mapping[_Key, Any] = self.take(self._state)
-        self.values: dict[Hashable, dict[Hashable, Any]] = {}
+        self.values: dict[Hashable, dict[Hashable, _Stored]] = {}
         self.waiters: dict[tuple[Hashable, Hashable], list[_Key]] = {}
         self.number = 0
         for key, entry in self.view.items():
             if key[0] == "value":
                 self.values.setdefault(key[1], {})[key[2]] = entry
-            elif key[0] == "waiter":
+            else:
+                self.runs.awaited.add(entry.dag_id)
                 self.waiters.setdefault((entry.dag_id, entry.id), []).append(key)
                 self.number = max(self.number, key[1])
         for dag_id, id_ in list(self.waiters):
@@ -164,11 +187,6 @@ class ResultStore(Actor):
             return None
         if isinstance(message, Ended):
             return self._ended(message.run)
-        if isinstance(message, Forget):
-            key = ("run", message.run.dag_id)
-            if self.view.get(key) is message.run:
-                self.commit(deletions=[key])
-            return None
         if isinstance(message, GiveUp):
             return self._give_up(message.reply)
         if isinstance(message, Clear):
@@ -176,11 +194,14 @@ class ResultStore(Actor):
         return super().handle(message)
 
     def _find(self, dag_id: Hashable, id_: Hashable) -> tuple[str, Any]:
-        stored = self.values.get(dag_id)
-        if stored is not None and id_ in stored:
-            return "there", stored[id_]
-        run: RunValues | None = self.view.get(("run", dag_id))
-        return ("unknown", None) if run is None else run.lookup(id_)
+        run = self.runs.newest.get(dag_id)
+        found = ("unknown", None) if run is None else run.lookup(id_)
+        stored = self.values.get(dag_id, {}).get(id_)
+        if stored is not None and (
+            found[0] == "unknown" or run is None or stored.after >= run.key
+        ):
+            return "there", stored.value
+        return found
 
     def _get(self, dag_id: Hashable, id_: Hashable) -> Any:
         state, value = self._find(dag_id, id_)
@@ -201,29 +222,30 @@ class ResultStore(Actor):
         return {id_: value for id_, (state, value) in found.items() if state == "there"}
 
     def _put(self, message: Put) -> None:
-        self.commit({("value", message.dag_id, message.id): message.value})
-        self.values.setdefault(message.dag_id, {})[message.id] = message.value
+        run = self.runs.newest.get(message.dag_id)
+        stored = _Stored(message.value, 0 if run is None else run.key)
+        self.commit({("value", message.dag_id, message.id): stored})
+        self.values.setdefault(message.dag_id, {})[message.id] = stored
         self._settle(message.dag_id, message.id)
 
     def _begin(self, run: RunValues) -> None:
-        stored = self.values.get(run.dag_id, {})
-        stale = [id_ for id_ in stored if run.lookup(id_)[0] != "unknown"]
-        self.commit({("run", run.dag_id): run}, [("value", run.dag_id, id_) for id_ in stale])
-        for id_ in stale:
-            del stored[id_]
         for dag_id, id_ in [key for key in self.waiters if key[0] == run.dag_id]:
             run.watch(id_)
             self._settle(dag_id, id_)
 
     def _await(self, message: Await) -> Any:
         dag_id, id_ = message.dag_id, message.id
-        run: RunValues | None = self.view.get(("run", dag_id))
+        # First say that it is waited for, then look: whoever brings it does it the other way round.
+        self.runs.awaited.add(dag_id)
+        run = self.runs.newest.get(dag_id)
         if run is not None:
             run.watch(id_)
         state, value = self._find(dag_id, id_)
         if state == "there":
+            self._no_longer_awaited(dag_id)
             return value
         if run is not None and state != "coming" and (run.over or state == "freed"):
+            self._no_longer_awaited(dag_id)
             raise self._never(dag_id, id_)
         reply = self.asker()
         if reply is None:
@@ -233,6 +255,10 @@ class ResultStore(Actor):
         self.commit({key: _Waiter(dag_id, id_, reply)}, reply=DEFERRED)
         self.waiters.setdefault((dag_id, id_), []).append(key)
         return DEFERRED
+
+    def _no_longer_awaited(self, dag_id: Hashable) -> None:
+        if not any(key[0] == dag_id for key in self.waiters):
+            self.runs.awaited.discard(dag_id)
 
     @staticmethod
     def _never(dag_id: Hashable, id_: Hashable) -> ResultTimeoutError:
@@ -255,9 +281,10 @@ class ResultStore(Actor):
             del self.waiters[dag_id, id_]
             for reply in replies:
                 reply.set(value)
+            self._no_longer_awaited(dag_id)
 
     def _ended(self, run: RunValues) -> None:
-        if self.view.get(("run", run.dag_id)) is not run:
+        if self.runs.newest.get(run.dag_id) is not run:
             return
         for dag_id, id_ in [key for key in self.waiters if key[0] == run.dag_id]:
             self._settle(dag_id, id_)
@@ -266,6 +293,7 @@ class ResultStore(Actor):
             self.commit(deletions=keys)
             for reply in replies:
                 reply.fail(self._never(dag_id, id_))
+        self._no_longer_awaited(run.dag_id)
 
     def _give_up(self, reply: Reply) -> None:
         for where, keys in list(self.waiters.items()):
@@ -277,7 +305,8 @@ class ResultStore(Actor):
                     self.waiters[where] = left
                 else:
                     del self.waiters[where]
+                    self._no_longer_awaited(where[0])
 
     def _clear(self, dag_id: Hashable) -> None:
         stored = self.values.pop(dag_id, {})
-        self.commit(deletions=[("run", dag_id), *(("value", dag_id, id_) for id_ in stored)])
+        self.commit(deletions=[("value", dag_id, id_) for id_ in stored])
