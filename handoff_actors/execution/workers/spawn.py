@@ -1,0 +1,126 @@
+"""Starting worker processes.
+
+Guarantees that all are started by one thread, which lives until the last of them is gone (the
+kernel ends a child when the *thread* that started it ends), that they see the same interpreter
+flags, module path, directory and environment as their parent, that none imports the user's
+``__main__``, and that they hold no descriptor but their two sockets and the standard streams.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_PROGRAM = (
+    "import sys; work, control, parent, node, *sys.path = sys.argv[1:]; sys.argv[1:] = (); "
+    "from handoff_actors.execution.workers.child import main; "
+    "main(int(work), int(control), int(parent), node)"
+)
+
+
+@dataclass(slots=True)
+class Started:
+    """A process that was started; whoever has it closes what it holds.
+
+    Attributes:
+        process: the process.
+        work: our end of the socket for attempts and outcomes; does not block.
+        control: our end of the socket for everything else; does not block.
+        pidfd: a descriptor that can be read once the process is dead; -1 where there is none.
+    """
+
+    process: subprocess.Popen[bytes]
+    work: socket.socket
+    control: socket.socket
+    pidfd: int
+
+
+def start(node: str) -> Started:
+    """Start a worker process; to be called on the thread of a ``Spawner`` only.
+
+    Args:
+        node: the name of the node it works for.
+
+    Raises:
+        OSError: the system cannot.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(2):
+            sockets += socket.socketpair()
+        work, work_there, control, control_there = sockets
+        there = (work_there.fileno(), control_there.fileno())
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # noqa: SLF001
+                "-c",
+                _PROGRAM,
+                *map(str, there),
+                str(os.getpid()),
+                node,
+                *[entry for entry in sys.path if isinstance(entry, str)],
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=there,
+        )
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    work_there.close()
+    control_there.close()
+    work.setblocking(False)
+    control.setblocking(False)
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except (OSError, AttributeError):
+        pidfd = -1
+    return Started(process, work, control, pidfd)
+
+
+class Spawner:
+    """A thread that does what has to be done on the thread that starts processes.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have the thread call ``job``, which must not raise; the thread starts when needed."""
+        self._jobs.put(job)
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        # Children inherit the mask: Ctrl-C must not reach one before it can ignore it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def close(self, timeout: float) -> None:
+        """End the thread, and with it every process it started that still lives.
+
+        Args:
+            timeout: seconds to wait for it.
+        """
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join(timeout)
