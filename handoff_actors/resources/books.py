@@ -74,6 +74,22 @@ class Books:
         who = self._owners.get(owner)
         return [] if who is None else list(who.claims.values())
 
+    def claim(self, claim_id: int) -> Claim | None:
+        """The claim, if it is not over; suspended ones too."""
+        return self._claims.get(claim_id)
+
+    def held(self) -> list[Claim]:
+        """All claims that have their resources now."""
+        return [
+            claim
+            for claim in self._claims.values()
+            if claim.id not in self._suspended and claim.id not in self._nodes[claim.node].resuming
+        ]
+
+    def size(self) -> int:
+        """How much a snapshot has: claims, and what each owner wants."""
+        return len(self._claims) + sum(len(who.wants) for who in self._owners.values())
+
     def owners(self) -> list[Hashable]:
         """Who holds or waits for anything."""
         return list(self._owners)

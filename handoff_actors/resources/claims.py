@@ -10,6 +10,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from handoff_actors.errors import AllocationError
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -59,7 +61,7 @@ class Want:
     node: str
     amounts: Mapping[str, int]
     count: int
-    to: Any = None
+    ref: Any = None
     """Whom the tracker casts the effects to (a ``Ref``); the ledger does not look at it."""
 
 
@@ -80,6 +82,13 @@ class ReleaseMany:
 @dataclass(frozen=True, slots=True)
 class OwnerGone:
     """The owner is gone for good: everything it holds and wants is freed."""
+
+    owner: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerLeft:
+    """The owner has ended: what it waits for is taken back. Its workers release what they hold."""
 
     owner: Hashable
 
@@ -134,5 +143,16 @@ class Resumed:
     claim_id: int
 
 
-Event = Register | Unregister | Want | Release | ReleaseMany | OwnerGone | Suspend | Resume
+Event = (
+    Register | Unregister | Want | Release | ReleaseMany | OwnerGone | OwnerLeft | Suspend | Resume
+)
 Effect = Granted | Infeasible | Resumed
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A tracker of the user's own raised; the owner waits no more under ``tag``."""
+
+    owner: Hashable
+    tag: Hashable
+    error: AllocationError

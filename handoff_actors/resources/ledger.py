@@ -27,6 +27,7 @@ from handoff_actors.resources.claims import (
     Granted,
     Infeasible,
     OwnerGone,
+    OwnerLeft,
     Register,
     Release,
     ReleaseMany,
@@ -40,7 +41,8 @@ from handoff_actors.resources.lines import OVERTAKES, Node, Wanted, covers, less
 
 __all__ = [
     "OVERTAKES", "Claim", "Effect", "Event", "Granted", "Infeasible", "Ledger", "OwnerGone",
-    "Register", "Release", "ReleaseMany", "Resume", "Resumed", "Suspend", "Unregister", "Want",
+    "OwnerLeft", "Register", "Release", "ReleaseMany", "Resume", "Resumed", "Suspend",
+    "Unregister", "Want",
 ]  # fmt: skip
 
 
@@ -64,6 +66,8 @@ class Ledger(Books):
                 return self.release_many(claim_ids)
             case OwnerGone(owner):
                 return self.owner_gone(owner)
+            case OwnerLeft(owner):
+                return self.owner_left(owner)
             case Suspend(claim_id):
                 return self.suspend(claim_id)
             case Resume(claim_id):
@@ -188,16 +192,26 @@ class Ledger(Books):
         who = self._owners.get(owner)
         if who is None:
             return []
+        touched = self._withdraw(who)
+        for claim in list(who.claims.values()):
+            touched[claim.node] = self._end(claim)
+        return self._hand_out_all(touched)
+
+    def owner_left(self, owner: Hashable) -> list[Effect]:
+        """See ``OwnerLeft``."""
+        who = self._owners.get(owner)
+        return [] if who is None else self._hand_out_all(self._withdraw(who))
+
+    def _withdraw(self, who: Owner) -> dict[str, Node]:
+        """Take back all the owner waits for; the nodes where it did."""
         touched: dict[str, Node] = {}
         for want in list(who.wants.values()):
-            if want.segments:
+            if want.waiting:
                 at = touched[want.node] = self._nodes[want.node]
                 at.leave(want)
                 want.clear()
             self._forget_want(want)
-        for claim in list(who.claims.values()):
-            touched[claim.node] = self._end(claim)
-        return self._hand_out_all(touched)
+        return touched
 
     def suspend(self, claim_id: int) -> list[Effect]:
         """See ``Suspend``. An unknown claim, or one that is suspended, is ignored."""

@@ -1,95 +1,98 @@
 """ResourceTracker: the actor that owns the claims on this node's resources.
 
-The ledger decides; its facts are in a table: nodes, claims, who waits. Each message commits what it
-changed before anybody is told, and a new incarnation makes its ledger from the facts, so a crash
-loses no claim and grants none twice. An owner is a run (by key); it is told by a cast to the ``Ref``
-that came with what it wants.
+The ledger decides; what it was told is in a table: a snapshot and what came after it. Each message
+is committed before anybody hears of its effects, and a new incarnation makes the same ledger again
+from the table: a crash loses no claim, grants none twice and costs nobody its place in line.
 
-A tracker of the user's own replaces the ledger: it is asked for each claim, again at each release,
-and every ``POLL`` seconds while somebody waits. What it raises is what the owner is told.
+An owner is a run (by key); it is told by casts to the ``Ref`` that came with what it wants. When
+that ref is gone for good its waiting ends. What it held is released by the workers that have it, or
+here if it crashed; a claim that was granted but not delivered is released here too.
+
+A tracker of the user's own takes the ledger's place: see ``own_tracker``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
-from handoff_actors.actors.calls import Ref, Reply
+from handoff_actors.actors.calls import Ref, Reply, gone
+from handoff_actors.actors.reasons import Exit, Reason, is_abnormal
 from handoff_actors.actors.server import DEFERRED, Actor
 from handoff_actors.actors.table import Table
-from handoff_actors.errors import AllocationError, describe
-from handoff_actors.events import log
 from handoff_actors.resources.allocator import Request
-from handoff_actors.resources.capabilities import MICRO, from_micro, to_micro
+from handoff_actors.resources.capabilities import Capabilities, from_micro, to_micro
 from handoff_actors.resources.claims import (
     Claim,
     Effect,
     Granted,
     Infeasible,
+    OwnerGone,
+    Refused,
     Release,
+    ReleaseMany,
     Resume,
     Resumed,
     Suspend,
+    Unregister,
+    Want,
 )
 from handoff_actors.resources.ledger import Ledger
+from handoff_actors.resources.own_tracker import OwnLedger
 
-POLL = 0.02
+__all__ = [
+    "Available", "Claims", "Contention", "Discover", "Fits", "Granted", "Infeasible", "OwnerGone",
+    "Refused", "RegisterNode", "Release", "ReleaseMany", "ResourceTracker", "Resume", "Resumed",
+    "Suspend", "Tracker", "Unregister", "Want",
+]  # fmt: skip
+
+POLL: Final = 0.02
+"""Seconds between two questions to a tracker of the user's own while somebody waits."""
+
+LOGGED: Final = 128
+"""Messages kept beside a snapshot, at least; a restart handles them again."""
 
 
 class Tracker(Protocol):
     """What ``start(resource_tracker=...)`` takes. Its methods must not block."""
 
-    def register(self, node: str, capabilities: Mapping[str, float]) -> None:
-        """The node offers these from now on."""
+    def register(self, node: str, capabilities: Capabilities) -> None:
+        """The node offers these, in units, from now on."""
 
-    def capabilities(self) -> Mapping[str, Mapping[str, float]]:
+    def capabilities(self) -> Mapping[str, Capabilities]:
         """What each node offers."""
 
-    def available(self, node: str) -> Mapping[str, float]:
+    def available(self, node: str) -> Capabilities:
         """What is free there."""
 
-    def request(self, node: str, req: Request, owner: Hashable) -> Any | None:
-        """A claim of any kind, or None while it cannot be had."""
+    def request(self, node: str, req: Request, owner: Hashable) -> Claim | None:
+        """A claim (any object but None will do), or None while it cannot be had."""
 
     def release(self, claim: Any) -> None:
-        """A claim that was given is over."""
+        """A claim that ``request`` gave is over. Called once for each."""
 
 
 class Contention:
-    """What lanes look at between two functions: does another run wait for resources?"""
+    """What lanes look at between two functions. Any thread may ask, at the cost of two look-ups.
 
-    __slots__ = ("ledger", "waiting")
+    Attributes:
+        waits_besides: ``(node, owner)``: does anybody wait there who comes before more claims of
+            this owner?
+    """
+
+    __slots__ = ("waits_besides",)
 
     def __init__(self) -> None:
-        self.ledger: Ledger | None = None
-        self.waiting: Mapping[Hashable, Any] = {}
-
-    def waits_besides(self, node: str, owner: Hashable) -> bool:
-        """Whether somebody waits at ``node`` who comes before more claims of this owner."""
-        if self.ledger is not None:
-            return self.ledger.waits_besides(node, owner)
-        return any(waits[0] != owner for waits in list(self.waiting))
-
-
-@dataclass(frozen=True, slots=True)
-class Want:
-    """The owner wants ``count`` claims at a time, those it holds included (see ``claims.Want``)."""
-
-    owner: Hashable
-    tag: Hashable
-    node: str
-    amounts: Mapping[str, int]
-    count: int
-    ref: Ref
+        self.waits_besides: Callable[[str, Hashable], bool] = lambda _node, _owner: False
 
 
 @dataclass(frozen=True, slots=True)
 class RegisterNode:
-    """The node offers these amounts, in units."""
+    """The node offers these amounts, in units, instead of what it offered."""
 
     node: str
-    capabilities: Mapping[str, float]
+    capabilities: Capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +109,15 @@ class Available:
 
 @dataclass(frozen=True, slots=True)
 class Fits:
-    """Whether the node has so much free now."""
+    """Whether the node has so much free now, in units; False for an unknown one."""
 
     node: str
-    requirements: Mapping[str, float]
+    requirements: Capabilities
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims that are held, suspended ones left out."""
+    """The claims that have their resources now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,391 +125,247 @@ class Poll:
     """Ask the user's tracker again."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The ref of an owner is gone for good."""
+
+    owner: Hashable
+    ref: Ref
+    crashed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery(Granted):
+    """A grant on its way; if the owner ends before it reads it, the claim goes back."""
+
+    tracker: Ref
+
+    def undelivered(self, _reason: Reason) -> None:
+        """The owner's mailbox was closed with this in it."""
+        self.tracker.cast(Release(self.claim.id))
+
+
 class ResourceTracker(Actor):
-    """See the module.
+    """See the module. Understands the messages above and those of ``claims``.
+
+    ``Want``, ``Release``, ``ReleaseMany``, ``Suspend``, ``OwnerGone`` are casts. ``Resume`` is a
+    call that is answered once the resources are there (or the claim is over), or a cast that is
+    answered with ``Resumed`` to the owner.
 
     Args:
-        table: keeps ``("node", name)``, ``("claim", id)``, ``("suspended", id)``, ``("resume", id)``
-            and ``("want", owner, tag, node)``.
+        table: keeps ``"snapshot"``, ``("log", number)``, ``("ref", owner)``, ``("reply", claim)``
+            and ``"own"``.
         contention: what it publishes.
         tracker: the user's own; None is the built-in ledger.
     """
 
     def __init__(
-        self,
-        table: Table[tuple[Any, ...], Any],
-        contention: Contention,
-        tracker: Tracker | None = None,
+        self, table: Table[Any, Any], contention: Contention, tracker: Tracker | None = None
     ) -> None:
         self._state = table
-        self.contention = contention
-        self.tracker = tracker
+        self._contention = contention
+        self._tracker = tracker
 
     def init(self) -> None:
-        """Make the ledger from the facts."""
-        self.view: Mapping[tuple[Any, ...], Any] = self.take(self._state)
-        if self.tracker is not None:
-            self.backend: _Built | _Own = _Own(self, self.tracker)
-        else:
-            self.backend = _Built(self)
-        self.backend.recover()
+        """Go on where the one before ended."""
+        view = self.view = self.take(self._state)
+        handle = self._table
+        assert handle is not None
+        first = "snapshot" not in view
+        if first:
+            own = None if self._tracker is None else OwnLedger(self._tracker)
+            handle.commit({"snapshot": (0, Ledger().snapshot()), "own": own})
+            self.ref.when_gone(self._fail_replies)
+        self._logged, snapshot = view["snapshot"]
+        self._number = self._logged
+        self._own: OwnLedger | None = view["own"]
+        self.ledger: Ledger | OwnLedger = self._own or Ledger.restore(snapshot)
+        while (entry := view.get(("log", self._number))) is not None:
+            getattr(self.ledger, entry[0])(*entry[1:])
+            self._number += 1
+        self._replies = {key[1]: reply for key, reply in view.items() if key[0] == "reply"}
+        self._polling = False
+        for key, ref in list(view.items()):
+            if key[0] == "ref":
+                self._watch(key[1], ref)
+        self._contention.waits_besides = self.ledger.waits_besides
+        if not first:
+            self.ref.cast(Poll())
 
     def handle(self, message: Any) -> Any:
         """See the messages."""
-        backend = self.backend
-        if isinstance(message, Want):
-            return backend.want(message)
-        if isinstance(message, Release):
-            return backend.release(message.claim_id)
-        if isinstance(message, Suspend):
-            return backend.suspend(message.claim_id)
-        if isinstance(message, Resume):
-            return backend.resume(message.claim_id, self.asker())
-        if isinstance(message, RegisterNode):
-            return backend.register(message.node, message.capabilities)
-        if isinstance(message, Discover):
-            return backend.discover()
-        if isinstance(message, Available):
-            return backend.available(message.node)
-        if isinstance(message, Fits):
-            return backend.fits(message.node, message.requirements)
-        if isinstance(message, Claims):
-            return [
-                claim
-                for key, claim in self.view.items()
-                if key[0] == "claim" and ("suspended", key[1]) not in self.view
-            ]
-        if isinstance(message, Poll):
-            return backend.poll()
-        return super().handle(message)
+        handler = self._handlers.get(type(message))
+        return super().handle(message) if handler is None else handler(self, message)
 
+    # Transitions.
 
-class _Built:
-    """The ledger behind the tracker."""
-
-    def __init__(self, actor: ResourceTracker) -> None:
-        self.actor = actor
-        self.view = actor.view
-        self.ledger = Ledger()
-
-    def recover(self) -> None:
-        claims = {key[1]: entry for key, entry in self.view.items() if key[0] == "claim"}
-        wants = {key[1:]: entry for key, entry in self.view.items() if key[0] == "want"}
-        nodes = {key[1]: entry for key, entry in self.view.items() if key[0] == "node"}
-        owners = dict.fromkeys(
-            [*wants, *((c.owner, c.tag, c.node) for c in claims.values())]
-        )
-        amounts = {(c.owner, c.tag, c.node): dict(c.amounts) for c in claims.values()}
-        suspended = [i for i in claims if ("suspended", i) in self.view]
-        resuming = [i for i in claims if ("resume", i) in self.view]
-        self.ledger = Ledger.restore(
-            {
-                "nodes": {node: (True, dict(total), 0) for node, total in nodes.items()},
-                "claims": list(claims.values()),
-                "suspended": [i for i in suspended if i not in resuming],
-                "resuming": resuming,
-                "wants": [
-                    (*key, amounts[key] if key in amounts else dict(wants[key].amounts), 0, 0, [])
-                    for key in owners
-                ],
-                "next_id": self.view.get(("next",), 1),
-            }
-        )
-        self.actor.contention.ledger = self.ledger
-        for want in list(wants.values()):
-            self._apply(
-                self.ledger.want(want.owner, want.tag, want.node, want.amounts, want.count), {}, []
-            )
-
-    def want(self, message: Want) -> None:
-        effects = self.ledger.want(
-            message.owner, message.tag, message.node, message.amounts, message.count
-        )
-        key = ("want", message.owner, message.tag, message.node)
-        if message.count:
-            self._apply(effects, {key: message}, [])
-        else:
-            self._apply(effects, {}, [key])
-
-    def release(self, claim_id: int) -> None:
-        claim = self.view.get(("claim", claim_id))
-        if claim is None:
+    def _want(self, message: Want) -> None:
+        owner, ref = message.owner, message.ref
+        if message.count <= 0 and ("ref", owner) not in self.view:
             return
-        changes: dict[Any, Any] = {}
-        key = ("want", claim.owner, claim.tag, claim.node)
-        want = self.view.get(key)
-        deletions = [("claim", claim_id), ("suspended", claim_id), ("resume", claim_id)]
-        if want is not None:
-            if want.count > 1:
-                changes[key] = Want(
-                    want.owner, want.tag, want.node, want.amounts, want.count - 1, want.ref
-                )
-            else:
-                deletions.append(key)
-        self._apply(self.ledger.release(claim_id), changes, deletions)
+        known = ref is None or self.view.get(("ref", owner)) is ref
+        self._apply(
+            ("want", owner, message.tag, message.node, message.amounts, message.count),
+            {} if known else {("ref", owner): ref},
+        )
+        if not known:
+            self._watch(owner, ref)
 
-    def suspend(self, claim_id: int) -> None:
-        if ("claim", claim_id) in self.view:
-            self._apply(self.ledger.suspend(claim_id), {("suspended", claim_id): True}, [])
+    def _release(self, message: Release) -> None:
+        self._apply(("release", message.claim_id))
 
-    def resume(self, claim_id: int, reply: Reply | None) -> Any:
-        if ("suspended", claim_id) not in self.view or reply is None:
+    def _release_many(self, message: ReleaseMany) -> None:
+        self._apply(("release_many", tuple(message.claim_ids)))
+
+    def _suspend(self, message: Suspend) -> None:
+        self._apply(("suspend", message.claim_id))
+
+    def _resume(self, message: Resume) -> Any:
+        claim_id, reply = message.claim_id, self.asker()
+        if self.ledger.claim(claim_id) is None:
             return None
-        effects = self.ledger.resume(claim_id)
-        self._apply(effects, {("resume", claim_id): reply}, [], reply=DEFERRED)
+        if reply is None:
+            self._apply(("resume", claim_id))
+            return None
+        earlier = self._replies.get(claim_id)
+        self._replies[claim_id] = reply
+        self._apply(("resume", claim_id), {("reply", claim_id): reply}, answer=DEFERRED)
+        if earlier is not None and earlier is not reply:
+            earlier.set(None)
         return DEFERRED
 
-    def register(self, node: str, capabilities: Mapping[str, float]) -> None:
-        total = to_micro(capabilities, f"the capabilities of node {node!r}")
-        self._apply(self.ledger.register(node, total), {("node", node): total}, [])
+    def _register(self, message: RegisterNode) -> None:
+        node = message.node
+        amounts = to_micro(message.capabilities, f"the capabilities of node {node!r}")
+        if self._own is not None:
+            self._own.check_register(node, message.capabilities)
+        self._apply(("register", node, amounts))
 
-    def discover(self) -> dict[str, dict[str, float]]:
-        return {node: from_micro(self.ledger.total(node)) for node in self.ledger.nodes()}
+    def _unregister(self, message: Unregister) -> None:
+        self._apply(("unregister", message.node))
 
-    def available(self, node: str) -> dict[str, float]:
-        return from_micro(self.ledger.free(node))
+    def _owner_gone(self, message: OwnerGone) -> None:
+        self._apply(("owner_gone", message.owner), deletions=[("ref", message.owner)])
 
-    def fits(self, node: str, requirements: Mapping[str, float]) -> bool:
-        free = self.ledger.free(node)
-        need = to_micro(requirements, "the requirements")
-        return node in self.ledger.nodes() and all(
-            amount <= free.get(name, 0) for name, amount in need.items()
-        )
+    def _ended(self, message: _Ended) -> None:
+        key = ("ref", message.owner)
+        if self.view.get(key) is message.ref:
+            how = "owner_gone" if message.crashed else "owner_left"
+            self._apply((how, message.owner), deletions=[key])
 
-    def poll(self) -> None:
-        """The ledger needs no polling."""
+    def _poll(self, _message: Poll) -> None:
+        self._polling = False
+        if self._own is not None:
+            self._apply(("poll",))
 
     def _apply(
         self,
-        effects: list[Effect],
-        changes: dict[Any, Any],
-        deletions: list[Any],
-        reply: Any = None,
+        entry: tuple[Any, ...],
+        changes: dict[Any, Any] | None = None,
+        deletions: list[Any] | None = None,
+        answer: Any = None,
     ) -> None:
-        """Commit, then tell the owners."""
-        told: list[tuple[Ref, Effect]] = []
-        replies: list[Reply] = []
-        for effect in effects:
-            if isinstance(effect, Granted):
-                claim = effect.claim
-                changes["claim", claim.id] = claim
-                changes["next",] = claim.id + 1
-                key = ("want", claim.owner, claim.tag, claim.node)
-            elif isinstance(effect, Resumed):
-                key = ("resume", effect.claim_id)
-                waiting = changes.pop(key, None) or self.view.get(key)
-                deletions += [key, ("suspended", effect.claim_id)]
-                if waiting is not None:
-                    replies.append(waiting)
-                continue
-            else:
-                key = ("want", effect.owner, effect.tag, effect.node)
-                deletions.append(key)
-            want = changes.get(key) or self.view.get(key)
-            if want is not None:
-                told.append((want.ref, effect))
-        self.actor.commit(changes, [key for key in deletions if key not in changes], reply)
-        for waiter in replies:
-            waiter.set(None)
-        for ref, effect in told:
-            if ref.gone and isinstance(effect, Granted):
-                self.release(effect.claim.id)
-            else:
-                ref.cast(effect, follow=True)
+        """Tell the ledger, commit, and only then let others know."""
+        effects: list[Effect | Refused] = getattr(self.ledger, entry[0])(*entry[1:])
+        changes = {} if changes is None else changes
+        deletions = [] if deletions is None else deletions
+        answered = self._answered(effects) if self._replies else {}
+        for claim_id in answered:
+            changes.pop(("reply", claim_id), None)
+            deletions.append(("reply", claim_id))
+        if self._own is None:
+            self._record(self.ledger, entry, changes, deletions)
+        refs = [changes.get(key) or self.view.get(key) for key in _keys(effects)]
+        self.commit(changes, deletions, answer)
+        for reply in answered.values():
+            reply.set(None)
+        for effect, ref in zip(effects, refs, strict=True):
+            if type(effect) is not Resumed or effect.claim_id not in answered:
+                self._tell(ref, effect)
+        if self._own is not None and self._own.waits and not self._polling:
+            self._polling = True
+            self.system.timers.send_after(POLL, self.ref, Poll())
 
-
-class _Own:
-    """A tracker of the user's own: its claims are kept beside ours, by id."""
-
-    def __init__(self, actor: ResourceTracker, tracker: Tracker) -> None:
-        self.actor = actor
-        self.view = actor.view
-        self.tracker = tracker
-        self.polling = False
-        self.number = int(self.view.get(("next",), 1))
-
-    def recover(self) -> None:
-        self._publish()
-        self._ask_again()
-
-    def _publish(self) -> None:
-        self.actor.contention.waiting = {
-            key[1:]: None
-            for key, want in self.view.items()
-            if key[0] == "want" and want.count > self._held(want)
-        }
-
-    def _held(self, want: Want) -> int:
-        return sum(
-            1
-            for key, entry in self.view.items()
-            if key[0] == "claim" and (entry.owner, entry.tag) == (want.owner, want.tag)
-        )
-
-    def want(self, message: Want) -> None:
-        key = ("want", message.owner, message.tag, message.node)
-        if message.count:
-            self.actor.commit({key: message})
-        else:
-            self.actor.commit(deletions=[key])
-        self._ask_again()
-
-    def _ask_again(self) -> None:
-        waiting = False
-        for key, want in list(self.view.items()):
-            if key[0] != "want":
-                continue
-            held = self._held(want)
-            while held < want.count:
-                try:
-                    cost = from_micro(want.amounts)
-                    theirs = self.tracker.request(
-                        want.node, Request(want.tag, cost, {}), want.owner
-                    )
-                except BaseException as error:
-                    self.actor.commit(deletions=[key])
-                    want.ref.cast(_refused(self.tracker, want, error))
-                    break
-                if theirs is None:
-                    waiting = True
-                    break
-                claim = Claim(self.number, want.node, want.owner, want.tag, want.amounts)
-                self.number += 1
-                self.actor.commit(
-                    {
-                        ("claim", claim.id): claim,
-                        ("theirs", claim.id): theirs,
-                        ("next",): self.number,
-                    }
-                )
-                held += 1
-                want.ref.cast(Granted(want.owner, want.tag, claim), follow=True)
-        self._publish()
-        if waiting and not self.polling:
-            self.polling = True
-            self.actor.system.timers.send_after(POLL, self.actor.ref, Poll())
-
-    def poll(self) -> None:
-        self.polling = False
-        self._ask_again()
-
-    def release(self, claim_id: int) -> None:
-        claim = self.view.get(("claim", claim_id))
-        if claim is None:
+    def _record(
+        self, ledger: Any, entry: tuple[Any, ...], changes: dict[Any, Any], deletions: list[Any]
+    ) -> None:
+        """Keep the entry, or all the ledger knows once the entries cost more than that."""
+        count = self._number - self._logged
+        if count < LOGGED or count < ledger.size():
+            changes["log", self._number] = entry
+            self._number += 1
             return
-        self._give_back(claim_id)
-        key = ("want", claim.owner, claim.tag, claim.node)
-        want = self.view.get(key)
-        changes: dict[Any, Any] = {}
-        deletions = [("claim", claim_id), ("theirs", claim_id), ("suspended", claim_id)]
-        if want is not None:
-            if want.count > 1:
-                changes[key] = Want(
-                    want.owner, want.tag, want.node, want.amounts, want.count - 1, want.ref
-                )
-            else:
-                deletions.append(key)
-        self.actor.commit(changes, deletions)
-        self._ask_again()
+        deletions += [("log", number) for number in range(self._logged, self._number)]
+        changes["snapshot"] = (self._number, ledger.snapshot())
+        self._logged = self._number
 
-    def _give_back(self, claim_id: int) -> None:
-        theirs = self.view.get(("theirs", claim_id))
-        if theirs is not None and ("suspended", claim_id) not in self.view:
-            try:
-                self.tracker.release(theirs)
-            except BaseException as error:
-                log.error("tracker_raised", tracker=describe(self.tracker), exc_info=error)
+    def _answered(self, effects: list[Effect | Refused]) -> dict[int, Reply]:
+        """The calls to ``Resume`` that have their answer: it resumed, or it is over."""
+        over = [i for i in self._replies if self.ledger.claim(i) is None]
+        over += [e.claim_id for e in effects if type(e) is Resumed and e.claim_id in self._replies]
+        return {claim_id: self._replies.pop(claim_id) for claim_id in over}
 
-    def suspend(self, claim_id: int) -> None:
-        if ("claim", claim_id) in self.view:
-            self._give_back(claim_id)
-            self.actor.commit({("suspended", claim_id): True})
-            self._ask_again()
+    def _tell(self, ref: Ref | None, effect: Effect | Refused) -> None:
+        if type(effect) is Granted:
+            delivery = _Delivery(effect.owner, effect.tag, effect.claim, self.ref)
+            if ref is not None:
+                ref.cast(delivery, follow=True)
+            if ref is None or ref.gone:
+                delivery.undelivered(Exit.NOPROC)
+        elif ref is not None:
+            ref.cast(effect, follow=True)
 
-    def resume(self, claim_id: int, reply: Reply | None) -> Any:
-        claim = self.view.get(("claim", claim_id))
-        if claim is None or ("suspended", claim_id) not in self.view or reply is None:
-            return None
-        try:
-            request = Request(claim.tag, from_micro(claim.amounts), {})
-            theirs = self.tracker.request(claim.node, request, claim.owner)
-        except BaseException as error:
-            log.error("tracker_raised", tracker=describe(self.tracker), exc_info=error)
-            theirs = None
-        if theirs is None:
-            timers, ref = self.actor.system.timers, self.actor.ref
-            timers.call_later(POLL, lambda: _ask(ref, Resume(claim_id), reply))
-            return DEFERRED
-        self.actor.commit({("theirs", claim_id): theirs}, [("suspended", claim_id)])
-        return None
+    def _watch(self, owner: Hashable, ref: Ref) -> None:
+        tracker = self.ref
 
-    def register(self, node: str, capabilities: Mapping[str, float]) -> None:
-        try:
-            self.tracker.register(node, capabilities)
-        except Exception as error:
-            raise AllocationError(
-                f"the tracker {describe(self.tracker)} raised at register({node!r}): {error}",
-                function_id=None,
-                resource=None,
-                asked=None,
-                most=None,
-            ) from error
-        self._ask_again()
+        def ended(reason: Reason) -> None:
+            crashed = is_abnormal(reason) and reason is not Exit.NOPROC
+            tracker.cast(_Ended(owner, ref, crashed))
 
-    def discover(self) -> dict[str, dict[str, float]]:
-        return {node: dict(offers) for node, offers in self.tracker.capabilities().items()}
+        ref.when_gone(ended)
 
-    def available(self, node: str) -> dict[str, float]:
-        return dict(self.tracker.available(node))
+    def _fail_replies(self, reason: Reason) -> None:
+        """No tracker will ever answer: on whatever thread closes the mailbox."""
+        for key, reply in list(self._state.view.items()):
+            if key[0] == "reply":
+                reply.fail(gone(self.ref, reason))
 
-    def fits(self, node: str, requirements: Mapping[str, float]) -> bool:
-        if node not in self.tracker.capabilities():
+    # Questions.
+
+    def _discover(self, _message: Discover) -> dict[str, dict[str, float]]:
+        ledger = self.ledger
+        return {node: from_micro(ledger.total(node)) for node in ledger.nodes()}
+
+    def _available(self, message: Available) -> dict[str, float]:
+        return from_micro(self.ledger.free(message.node))
+
+    def _fits(self, message: Fits) -> bool:
+        need = to_micro(message.requirements, "the requirements")
+        if message.node not in self.ledger.nodes():
             return False
-        free = self.tracker.available(node)
-        return all(
-            round(amount * MICRO) <= round(free.get(name, 0) * MICRO)
-            for name, amount in requirements.items()
-        )
+        free = self.ledger.free(message.node)
+        return all(amount <= free.get(name, 0) for name, amount in need.items() if amount)
+
+    def _claims(self, _message: Claims) -> list[Claim]:
+        return self.ledger.held()
+
+    _handlers: ClassVar[dict[type, Callable[[Any, Any], Any]]] = {
+        Want: _want,
+        Release: _release,
+        ReleaseMany: _release_many,
+        Suspend: _suspend,
+        Resume: _resume,
+        RegisterNode: _register,
+        Unregister: _unregister,
+        OwnerGone: _owner_gone,
+        Discover: _discover,
+        Available: _available,
+        Fits: _fits,
+        Claims: _claims,
+        Poll: _poll,
+        _Ended: _ended,
+    }
 
 
-def _ask(ref: Ref, request: Any, reply: Reply) -> None:
-    from handoff_actors.actors.calls import Call
-
-    ref.cast(Call(request, reply))
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The user's tracker raised when it was asked for this owner."""
-
-    owner: Hashable
-    tag: Hashable
-    error: AllocationError
-
-
-def _refused(tracker: Tracker, want: Want, error: BaseException) -> Refused:
-    refusal = AllocationError(
-        f"the tracker {describe(tracker)} raised {type(error).__name__}: {error}",
-        function_id=None,
-        resource=None,
-        asked=None,
-        most=None,
-    )
-    refusal.__cause__ = error
-    return Refused(want.owner, want.tag, refusal)
-
-
-__all__ = [
-    "Available",
-    "Claims",
-    "Contention",
-    "Discover",
-    "Fits",
-    "Infeasible",
-    "Poll",
-    "Refused",
-    "RegisterNode",
-    "ResourceTracker",
-    "Tracker",
-    "Want",
-]
+def _keys(effects: list[Effect | Refused]) -> list[tuple[str, Hashable]]:
+    return [("ref", effect.owner) for effect in effects]
