@@ -1,0 +1,91 @@
+"""What users import: the public names, what an import costs, what it does not load."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import statistics
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+import handoff_actors
+
+HEAVY = ("structlog", "dill", "multiprocess", "rich", "click", "asyncio", "hypothesis", "pytest")
+
+
+def public(module):
+    """The names a module offers: its own and re-exported ones, but for modules and privates."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not (isinstance(value, types.ModuleType) or name in ("annotations", "TYPE_CHECKING"))
+        and str(getattr(value, "__module__", "")).startswith("handoff_actors")
+    }
+
+
+def test_all_is_sorted_and_whole():
+    names = handoff_actors.__all__
+    assert len(set(names)) == len(names)
+    assert names == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    lazy = {"aio", "events", "testing", "__version__"}
+    assert set(names) - lazy == public(handoff_actors)
+
+
+@pytest.mark.parametrize("name", handoff_actors.__all__)
+def test_each_public_name_is_there_and_documented(name):
+    value = getattr(handoff_actors, name)
+    if name == "__version__":
+        return
+    assert inspect.getdoc(value)
+    assert not inspect.getdoc(value).startswith(f"{name}(")  # what dataclasses write by themselves
+    if inspect.isclass(value):
+        for member, code in vars(value).items():
+            if inspect.isfunction(code) and not member.startswith("_"):
+                assert code.__doc__, f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", ["aio", "testing"])
+def test_the_lazy_modules_say_what_they_offer(name):
+    module = importlib.import_module(f"handoff_actors.{name}")
+    assert module.__all__
+    for each in module.__all__:
+        assert inspect.getdoc(getattr(module, each)), each
+
+
+def test_every_error_is_exported():
+    errors = importlib.import_module("handoff_actors.errors")
+    defined = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.HandoffError)
+    }
+    assert defined <= set(handoff_actors.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = handoff_actors.nothing_like_it
+
+
+def test_import_loads_nothing_heavy():
+    code = f"import handoff_actors, sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_import_time_is_printed(capsys):
+    def seconds(code):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - began
+
+    bare = statistics.median(seconds("pass") for _ in range(3))
+    ours = statistics.median(seconds("import handoff_actors") for _ in range(3))
+    with capsys.disabled():
+        print(f"\nimport handoff_actors: {(ours - bare) * 1e3:.0f} ms (to reach: 150)")
+    assert ours > 0
