@@ -115,7 +115,7 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
             value = getattr(obj, f"_{cls.__name__.lstrip('_')}{name}" if private else name, None)
             if value is not None:
                 yield f".{name}", value
-    if not importable(type(obj)):
+    if type(obj).__module__ != "builtins" and not importable(type(obj)):
         yield ".__class__", type(obj)
 
 

@@ -72,6 +72,9 @@ class ByValuePickler(pickle.Pickler):
         if reducer is not None:
             return reducer(self, obj)
         if isinstance(obj, type):
+            if obj.__module__ == "builtins":
+                name = _BUILTIN_TYPES.get(obj)
+                return NotImplemented if name is None else (getattr, (types, name))
             from handoff_actors.cluster.main_types import reduce_class
 
             return reduce_class(self, obj)
@@ -335,7 +338,6 @@ def _reduce_sentinel(obj: Any) -> Reduced:
 
 _LEFT_TO_DILL: frozenset[type] = frozenset(
     {
-        types.MappingProxyType,
         types.GetSetDescriptorType,
         types.MemberDescriptorType,
         type({}.keys()),
@@ -369,11 +371,27 @@ def load_by_dill(data: bytes) -> Any:
     return dill.loads(data)
 
 
+def make_mapping_proxy(mapping: dict[Any, Any]) -> types.MappingProxyType[Any, Any]:
+    """A read-only view of a mapping."""
+    return types.MappingProxyType(mapping)
+
+
+_BUILTIN_TYPES: dict[type, str] = {
+    value: name
+    for name, value in vars(types).items()
+    if isinstance(value, type)
+    and value.__module__ == "builtins"
+    and getattr(builtins, value.__name__, None) is not value
+    and value is not types.NoneType
+}
+"""Types that say they are in builtins, and are not: they are found in ``types``."""
+
 _REDUCERS: dict[type, Callable[[ByValuePickler, Any], Reduced]] = {
     types.FunctionType: _reduce_function,
     types.CellType: lambda _p, _cell: (make_cell, ()),
     types.CodeType: lambda _p, code: (load_code, (marshal.dumps(code),)),
     types.ModuleType: _reduce_module,
+    types.MappingProxyType: lambda _p, m: (make_mapping_proxy, (dict(m),)),
     staticmethod: lambda _p, s: (staticmethod, (s.__func__,)),
     classmethod: lambda _p, c: (classmethod, (c.__func__,)),
     property: lambda _p, p: (property, (p.fget, p.fset, p.fdel, p.__doc__)),
