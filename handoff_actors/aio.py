@@ -1,0 +1,119 @@
+"""The functions of the face for asyncio: the same names and arguments, awaitable.
+
+    await handoff.aio.start()
+    result = await handoff.aio.execute(dag)
+
+Nothing here blocks the loop. What has to wait does so on a thread of its own, never one of the loop's
+executor, whose few threads nested calls could use up; waiting for a run takes no thread at all. A
+task that is cancelled while it waits in ``execute`` cancels the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, ParamSpec, TypeVar, Unpack
+
+from handoff_actors import default
+from handoff_actors.execution.context import place
+from handoff_actors.execution.run import ExecutionResult, Run
+from handoff_actors.graph.dag import DAG
+from handoff_actors.runtime import SubmitOptions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+async def _elsewhere(function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """Call ``function`` on a thread made for it, with the caller's context variables."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def answer(error: BaseException | None, value: Any) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def run() -> None:
+        error: BaseException | None = None
+        value: Any = None
+        try:
+            value = context.run(function, *args, **kwargs)
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(answer, error, value)
+        except RuntimeError:
+            return  # the loop was closed: nobody waits any more
+
+    threading.Thread(target=run, name="handoff-aio", daemon=True).start()
+    return await future
+
+
+def _awaitable(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return await _elsewhere(function, *args, **kwargs)
+
+    return call
+
+
+start = _awaitable(default.start)
+stop = _awaitable(default.stop)
+new = _awaitable(default.new)
+register_node = _awaitable(default.register_node)
+register_local_node = _awaitable(default.register_local_node)
+discover_nodes = _awaitable(default.discover_nodes)
+resources_available = _awaitable(default.resources_available)
+store_result = _awaitable(default.store_result)
+get_result = _awaitable(default.get_result)
+store_value = _awaitable(default.store_value)
+get_local_value = _awaitable(default.get_local_value)
+get_value = _awaitable(default.get_value)
+synchronize = _awaitable(default.synchronize)
+register_data_location = _awaitable(default.register_data_location)
+lookup_data_location = _awaitable(default.lookup_data_location)
+clear = _awaitable(default.clear)
+node = _awaitable(default.node)
+nodes = _awaitable(default.nodes)
+connect = _awaitable(default.connect)
+disconnect = _awaitable(default.disconnect)
+node_info = _awaitable(default.node_info)
+status = _awaitable(default.status)
+subscribe = _awaitable(default.subscribe)
+submit = _awaitable(default.submit)
+
+
+async def execute(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+    """Run a DAG and await its outcome; see ``Runtime.submit`` for the arguments."""
+    return await _outcome(await submit(dag, **options))
+
+
+async def execute_distributed(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+    """The same as ``execute``."""
+    return await _outcome(await submit(dag, **options))
+
+
+async def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+    """As ``execute``, with everything on this node, costs and pins ignored."""
+    return await _outcome(await _elsewhere(default.submit_local, dag, **options))
+
+
+async def _outcome(run: Run) -> ExecutionResult:
+    here = place.get()
+    loan = None if here is None else here.lend()
+    try:
+        return await run
+    except asyncio.CancelledError:
+        run.cancel()
+        raise
+    finally:
+        if here is not None and loan is not None:
+            await _elsewhere(here.reclaim, loan)
