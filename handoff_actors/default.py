@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from handoff_actors.errors import AlreadyStartedError, NotStartedError
 from handoff_actors.events import Event, Subscription
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.graph.dag import DAG
-from handoff_actors.runtime import Runtime
+from handoff_actors.options import StartOptions
+from handoff_actors.runtime import Runtime, SubmitOptions
 from handoff_actors.status import NodeInfo, RuntimeStatus
 
 _lock = threading.RLock()
@@ -32,7 +33,7 @@ def _runtime() -> Any:
     return runtime
 
 
-def start(**options: Any) -> Runtime:
+def start(**options: Unpack[StartOptions]) -> Runtime:
     """Start the default runtime; see ``Runtime`` for the options.
 
     Again with no or equal options it returns the running one, so that a notebook's cell can be run
@@ -71,32 +72,38 @@ def stop() -> None:
         runtime.stop()
 
 
-def new(id: Hashable = None) -> DAG:  # noqa: A001, A002
+def new(id: Hashable = None) -> DAG:  # noqa: A002
     """An empty DAG; needs no runtime."""
     return DAG(id)
 
 
-def submit(dag: DAG, **options: Any) -> Run:
+def submit(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
     """Begin to run a DAG; see ``Runtime.submit``."""
     run: Run = _runtime().submit(dag, **options)
     return run
 
 
-def execute(dag: DAG, **options: Any) -> ExecutionResult:
+def execute(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """Run a DAG and wait for its outcome; see ``Runtime.submit`` for the arguments."""
     result: ExecutionResult = _runtime().execute(dag, **options)
     return result
 
 
-def execute_distributed(dag: DAG, **options: Any) -> ExecutionResult:
+def execute_distributed(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """The same as ``execute``."""
     return execute(dag, **options)
 
 
-def execute_local(dag: DAG, **options: Any) -> ExecutionResult:
+def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """As ``execute``, with everything on this node, costs and pins ignored."""
     result: ExecutionResult = _runtime().execute_local(dag, **options)
     return result
+
+
+def submit_local(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
+    """As ``submit``, with everything on this node, costs and pins ignored."""
+    run: Run = _runtime().submit_local(dag, **options)
+    return run
 
 
 def register_node(node: str, capabilities: Mapping[str, float]) -> None:
@@ -207,5 +214,3 @@ def subscribe(
     """Call ``callback(event)`` as things happen; see ``Runtime.subscribe``."""
     subscription: Subscription = _runtime().subscribe(callback, kinds)
     return subscription
-
-

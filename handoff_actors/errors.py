@@ -273,7 +273,7 @@ def describe(value: object, limit: int = 80) -> str:
     """``repr(value)`` cut to ``limit`` characters; never raises, whatever the object's repr does."""
     try:
         text = repr(value)
-    except BaseException as error:  # noqa: BLE001  a user's __repr__ may raise anything
+    except BaseException as error:
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -73,7 +73,7 @@ class Log:
                 _render(level, event, {**self._fields, **fields})
         except Exception:
             # A logging set-up that raises must not bring down the actor that logs.
-            logging.lastResort and logging.lastResort.flush()
+            return
 
 
 def _render(level: int, event: str, fields: dict[str, Any]) -> None:

@@ -5,9 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from handoff_actors.errors import ConfigurationError, describe
+
+
+class StartOptions(TypedDict, total=False):
+    """The keyword arguments of ``start`` and ``Runtime``; see ``Runtime``."""
+
+    name: str | None
+    capabilities: Mapping[str, float] | None
+    listen: str | None
+    authkey: str | bytes | None
+    tls: Any
+    insecure: bool
+    isolation: str
+    max_workers: int | None
+    max_retries: int
+    allocator: Any
+    resource_tracker: Any
+    max_retained_runs: int
+    max_restarts: int
+    max_seconds: float
+    heartbeat_timeout: float
+    node_return_timeout: float
+    shutdown_timeout: float
+    on_failure: Callable[[BaseException], object] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +103,4 @@ class Options:
 
     def differences(self, other: Options) -> list[str]:
         """The names of the options in which ``other`` differs."""
-        return [
-            f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)
-        ]
+        return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]

@@ -12,7 +12,6 @@ workers, the desk where runs are answered.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import os
 import platform
@@ -28,7 +27,7 @@ from typing import Any, TypedDict, Unpack
 from handoff_actors._version import __version__
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.dynamic_supervisor import DynamicSupervisor
-from handoff_actors.actors.reasons import Exit, Reason, is_abnormal, reason_text
+from handoff_actors.actors.reasons import Exit, Reason, reason_text
 from handoff_actors.actors.server import Actor
 from handoff_actors.actors.specs import ChildSpec, SupervisorFlags
 from handoff_actors.actors.supervisor import Supervisor
@@ -36,26 +35,27 @@ from handoff_actors.actors.system import ActorSystem
 from handoff_actors.actors.table import Table
 from handoff_actors.errors import (
     ConfigurationError,
-    ExecutionError,
+    HandoffError,
     NodeDownError,
     NodeUnreachableError,
     NotStartedError,
     ResultTimeoutError,
     RunCancelledError,
     RuntimeFailedError,
+    ValueNotFoundError,
     describe,
 )
 from handoff_actors.events import ActorCrashed, Event, EventBus, RuntimeFailed, Subscription, log
 from handoff_actors.execution.admission import prepare
 from handoff_actors.execution.context import place
 from handoff_actors.execution.executor import Admit, Desk, Discard, DistributedExecutor, Entry
-from handoff_actors.execution.run import ExecutionResult, Progress, Run
+from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.synchronous import run_here
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.execution.workers.supervisor import Describe, WorkerSupervisor
 from handoff_actors.graph.dag import DAG
-from handoff_actors.options import Options
+from handoff_actors.options import Options, StartOptions
 from handoff_actors.resources.allocator import Allocator, by_name
 from handoff_actors.resources.capabilities import MICRO, NodeCapacity, to_micro
 from handoff_actors.resources.machine import machine_capabilities
@@ -126,6 +126,13 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+def _complete(options: SubmitOptions) -> dict[str, Any]:
+    unknown = options.keys() - _DEFAULTS.keys()
+    if unknown:
+        raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
+    return {**_DEFAULTS, **options}
+
+
 def _forked() -> None:
     """In a forked child: its threads are not there, so nothing of the runtime is."""
     for runtime in list(_running):
@@ -167,7 +174,7 @@ class Runtime:
         ConfigurationError: an option has a value that cannot be used.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[StartOptions]) -> None:
         try:
             self.options = Options(**options)
         except TypeError as error:
@@ -199,6 +206,7 @@ class Runtime:
             self.events = EventBus()
             self._restarts: dict[str, int] = {}
             self._keys = itertools.count(1)
+            self._submitted: weakref.WeakValueDictionary[int, Run] = weakref.WeakValueDictionary()
             options = self.options
             system = ActorSystem(f"handoff-{self._name}")
             self._contention = Contention()
@@ -386,7 +394,9 @@ class Runtime:
         if self.options.on_failure is not None:
             callback = self.options.on_failure
             threading.Thread(
-                target=lambda: self._tell_failure(callback, error), name="handoff-failure", daemon=True
+                target=lambda: self._tell_failure(callback, error),
+                name="handoff-failure",
+                daemon=True,
             ).start()
         return error
 
@@ -414,21 +424,7 @@ class Runtime:
         """An empty DAG."""
         return DAG(id)
 
-    def submit(
-        self,
-        dag: DAG,
-        *,
-        inputs: Mapping[Hashable, Any] | None = None,
-        dag_id: Hashable = None,
-        allocation_strategy: Any = None,
-        max_retries: int | None = None,
-        max_concurrency: int | None = None,
-        timeout: float | None = None,
-        keep: str | Iterable[Hashable] = "all",
-        progress: Any = None,
-        synchronous: bool = False,
-        checkpoint: Any = None,
-    ) -> Run:
+    def submit(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
         """Begin to run a DAG; what is wrong with it is raised here.
 
         Args:
@@ -456,21 +452,7 @@ class Runtime:
             SerializationError: what must leave the process cannot.
             ConfigurationError: an argument has a value that cannot be used.
         """
-        return self._submit(
-            dag,
-            inputs=inputs,
-            dag_id=dag_id,
-            allocation_strategy=allocation_strategy,
-            max_retries=max_retries,
-            max_concurrency=max_concurrency,
-            timeout=timeout,
-            keep=keep,
-            progress=progress,
-            synchronous=synchronous,
-            checkpoint=checkpoint,
-            local=False,
-            wait=True,
-        )
+        return self._submit(dag, **_complete(options), local=False, wait=True)
 
     def _submit(
         self, dag: DAG, *, synchronous: bool, progress: Any, wait: bool, **options: Any
@@ -482,7 +464,11 @@ class Runtime:
 
             show(self, data, run, progress)
         if wait or synchronous:
-            executor.call(Admit(data, run, here=synchronous))
+            try:
+                executor.call(Admit(data, run, here=synchronous))
+            except HandoffError as error:
+                run.settle(None, error)
+                raise
         else:
             executor.cast(Admit(data, run))
         if synchronous:
@@ -512,11 +498,12 @@ class Runtime:
         """As ``execute``, with everything on this node, costs and pins ignored."""
         return self._execute(dag, options, local=True)
 
+    def submit_local(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
+        """As ``submit``, with everything on this node, costs and pins ignored."""
+        return self._submit(dag, **_complete(options), local=True, wait=True)
+
     def _execute(self, dag: DAG, options: SubmitOptions, *, local: bool) -> ExecutionResult:
-        unknown = options.keys() - _DEFAULTS.keys()
-        if unknown:
-            raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
-        run = self._submit(dag, **{**_DEFAULTS, **options}, local=local, wait=False)
+        run = self._submit(dag, **_complete(options), local=local, wait=False)
         try:
             return run.result()
         except KeyboardInterrupt:
@@ -763,10 +750,34 @@ class Runtime:
         assert self._system is not None
         return self._system.names.whereis(name)
 
+    # For code in worker processes.
+
     def _forwarded(self, name: str, arguments: Any) -> Any:
         """Carry out what code in a worker process asked for."""
         args, kwargs = arguments
-        return getattr(self, name)(*args, **kwargs)
+        if name.startswith("_") or not callable(getattr(type(self), name, None)):
+            raise AttributeError(f"a worker process cannot ask its runtime for {name!r}")
+        answer = getattr(self, name)(*args, **kwargs)
+        if isinstance(answer, Run):
+            self._submitted[answer.key] = answer
+            return RunHandle(answer.key, answer.dag_id)
+        return answer
+
+    def ask_run(self, key: int, what: str, *args: Any) -> Any:
+        """Ask a run that was submitted from a worker process."""
+        run = self._submitted.get(key)
+        entry = self._runs.view.get(key)
+        if run is None and entry is not None and entry.data.over:
+            run = Run(entry.data.dag_id)
+            run.bind(entry.data)
+            self._desk.answer(entry.data, run)
+        if run is None or what not in ("result", "done", "cancel", "progress"):
+            raise ValueNotFoundError(
+                f"run {key} was not submitted from a worker process of this runtime",
+                dag_id=None,
+                value_id=key,
+            )
+        return getattr(run, what)(*args)
 
     def __repr__(self) -> str:
         state = "failed" if self._failure else "running" if self._system else "stopped"
@@ -775,5 +786,3 @@ class Runtime:
 
 def _actor(name: str, ref: Ref, children: Sequence[ActorStatus] = ()) -> ActorStatus:
     return ActorStatus(name, "up" if ref.alive else "down", len(ref.mailbox), tuple(children))
-
-

@@ -85,16 +85,16 @@ def prepare(
     return run, data
 
 
-def _inputs(
-    plan: Plan, inputs: Mapping[Hashable, Any], dag_id: Hashable
-) -> Mapping[Hashable, Any]:
+def _inputs(plan: Plan, inputs: Mapping[Hashable, Any], dag_id: Hashable) -> Mapping[Hashable, Any]:
     if not isinstance(inputs, Mapping):
         raise ConfigurationError(f"inputs must map ids to values, not {describe(inputs)}")
     wanted = plan.ids[plan.n :]
     missing = [id_ for id_ in wanted if id_ not in inputs]
-    unknown = [id_ for id_ in inputs if id_ not in set(wanted)] if len(inputs) > len(wanted) - len(
-        missing
-    ) else []
+    unknown = (
+        [id_ for id_ in inputs if id_ not in set(wanted)]
+        if len(inputs) > len(wanted) - len(missing)
+        else []
+    )
     if missing or unknown:
         what = f"lack {missing!r}" if missing else f"have {unknown!r}, which are no inputs of it"
         raise MissingInputError(

@@ -141,9 +141,7 @@ class DistributedExecutor(Actor):
         max_seconds: seconds.
     """
 
-    def __init__(
-        self, desk: Desk, supervisor: Ref, max_restarts: int, max_seconds: float
-    ) -> None:
+    def __init__(self, desk: Desk, supervisor: Ref, max_restarts: int, max_seconds: float) -> None:
         self.desk = desk
         self.supervisor = supervisor
         self.max_restarts = max_restarts
@@ -288,4 +286,3 @@ class DistributedExecutor(Actor):
             data = self.view[newest.key].data
             self._forget(newest.key)
             data.release()
-

@@ -67,7 +67,7 @@ def arguments(call: Call, values: Values, node: str) -> list[Any]:
     """
     memo: dict[Hashable, Any] = {}
     args = [
-        values[source] if source.__class__ is int else _evaluate(source, values, node, memo)  # type: ignore[index]
+        values[source] if source.__class__ is int else _evaluate(source, values, node, memo)
         for source in call.sources
     ]
     return [args, *call.extra_args] if call.as_list else [*args, *call.extra_args]
@@ -94,9 +94,7 @@ def _leaf(source: Source, values: Values, node: str, memo: dict[Hashable, Any]) 
     return data
 
 
-def _evaluate_inlines(
-    source: Source, values: Values, node: str, memo: dict[Hashable, Any]
-) -> None:
+def _evaluate_inlines(source: Source, values: Values, node: str, memo: dict[Hashable, Any]) -> None:
     stack = [source]
     while stack:
         top = stack[-1]

@@ -133,9 +133,7 @@ class Queue:
             return
         parked = len(self.parked)
         active = len(self.lanes) - parked
-        if active <= 0:
-            self.grow(1)
-        elif parked and waiting > 1 and waiting * self.mean > 100e-6:
+        if active <= 0 or (parked and waiting > 1 and waiting * self.mean > 100e-6):
             self.grow(1)
         if waiting > (1 if active <= 0 else 0):
             self.arm()

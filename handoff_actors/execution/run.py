@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from handoff_actors.errors import RunCancelledError, ValueNotFoundError
+from handoff_actors.errors import NotStartedError, RunCancelledError, ValueNotFoundError
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.runner import Cancel, Listen
@@ -53,6 +53,12 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         super().__init__()
         self.dag_id = dag_id
         self._data: RunData | None = None
+
+    @property
+    def key(self) -> int:
+        """What its runtime knows it by."""
+        assert self._data is not None, "the run was not admitted"
+        return self._data.key
 
     def bind(self, data: RunData) -> None:
         """Say which run this is the future of; called once, when it is admitted."""
@@ -144,10 +150,10 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             queue.put(None)
         else:
             data.ref.call(Listen(queue))
-        while (i := self._next(queue, timeout)) is not None:
-            value = data.values[i]
+        while (index := self._next(queue, timeout)) is not None:
+            value = data.values[index]
             if value is not FREED:
-                yield data.plan.ids[i], value
+                yield data.plan.ids[index], value
         self.result(timeout)
 
     @staticmethod
@@ -163,9 +169,13 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
 
+        def finish() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
         def wake(_: Any) -> None:
             try:
-                loop.call_soon_threadsafe(lambda: waiter.done() or waiter.set_result(None))
+                loop.call_soon_threadsafe(finish)
             except RuntimeError:
                 return  # the loop was closed: nobody waits any more
 
@@ -235,21 +245,30 @@ class ExecutionResult:
     """
 
     def __init__(self, data: RunData, on_release: Callable[[RunData], None]) -> None:
-        self._data = data
-        self._on_release = on_release
+        self._data: RunData | None = data
+        self._on_release: Callable[[RunData], None] | None = on_release
+        self._copied: tuple[dict[Hashable, str], dict[Hashable, Timing]] = ({}, {})
         self.dag_id = data.dag_id
         self.results: Mapping[Hashable, Any] = Results(data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What crosses to another process is a copy, which nothing here depends on.
+        return _copy, (self.dag_id, dict(self.results), self.allocations, self.timings)
 
     @property
     def allocations(self) -> dict[Hashable, str]:
         """The node that each finished function ran on."""
         data = self._data
+        if data is None:
+            return self._copied[0]
         return {data.plan.ids[i]: data.node for i in range(data.plan.n) if data.ends[i]}
 
     @property
     def timings(self) -> dict[Hashable, Timing]:
         """When each finished function ran."""
         data = self._data
+        if data is None:
+            return self._copied[1]
         return {
             data.plan.ids[i]: Timing(start - data.submitted, end - start)
             for i, (start, end) in enumerate(zip(data.starts, data.ends, strict=True))
@@ -260,21 +279,19 @@ class ExecutionResult:
         """Write the timeline for Perfetto (ui.perfetto.dev) or ``chrome://tracing``."""
         events: list[dict[str, Any]] = []
         rows: list[float] = []
-        data = self._data
-        for i in sorted(range(data.plan.n), key=data.starts.__getitem__):
-            start, end = data.starts[i], data.ends[i]
-            if not end:
-                continue
-            row = next((r for r, busy in enumerate(rows) if busy <= start), len(rows))
+        nodes = self.allocations
+        for id_, timing in sorted(self.timings.items(), key=lambda item: item[1].start):
+            end = timing.start + timing.duration
+            row = next((r for r, busy in enumerate(rows) if busy <= timing.start), len(rows))
             rows[row : row + 1] = [end]
             events.append(
                 {
-                    "name": str(data.plan.ids[i]),
+                    "name": str(id_),
                     "cat": "function",
                     "ph": "X",
-                    "ts": (start - data.submitted) * 1e6,
-                    "dur": (end - start) * 1e6,
-                    "pid": data.node,
+                    "ts": timing.start * 1e6,
+                    "dur": timing.duration * 1e6,
+                    "pid": nodes[id_],
                     "tid": row,
                 }
             )
@@ -283,7 +300,10 @@ class ExecutionResult:
 
     def release(self) -> None:
         """Free the values now; reading one afterwards raises."""
-        self._on_release(self._data)
+        if self._data is not None and self._on_release is not None:
+            self._on_release(self._data)
+        elif isinstance(self.results, dict):
+            self.results.clear()
 
     def __enter__(self) -> ExecutionResult:
         return self
@@ -298,3 +318,49 @@ class ExecutionResult:
 
     def __repr__(self) -> str:
         return f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} values>"
+
+
+def _copy(
+    dag_id: Hashable,
+    results: dict[Hashable, Any],
+    allocations: dict[Hashable, str],
+    timings: dict[Hashable, Timing],
+) -> ExecutionResult:
+    copied = ExecutionResult.__new__(ExecutionResult)
+    copied._data = copied._on_release = None  # noqa: SLF001  it is made here
+    copied._copied = (allocations, timings)  # noqa: SLF001
+    copied.dag_id = dag_id
+    copied.results = results
+    return copied
+
+
+class RunHandle:
+    """What code in a worker process holds of a run that it submitted to its node."""
+
+    def __init__(self, key: int, dag_id: Hashable) -> None:
+        self.key = key
+        self.dag_id = dag_id
+
+    def _ask(self, what: str, *args: Any) -> Any:
+        here = place.get()
+        if here is None:
+            raise NotStartedError("the handle of a run is for the function that submitted it")
+        return here.home().ask_run(self.key, what, *args)
+
+    def result(self, timeout: float | None = None) -> ExecutionResult:
+        """As ``Run.result``."""
+        outcome: ExecutionResult = self._ask("result", timeout)
+        return outcome
+
+    def done(self) -> bool:
+        """As ``Run.done``."""
+        return bool(self._ask("done"))
+
+    def cancel(self) -> bool:
+        """As ``Run.cancel``."""
+        return bool(self._ask("cancel"))
+
+    def progress(self) -> Progress:
+        """As ``Run.progress``."""
+        progress: Progress = self._ask("progress")
+        return progress

@@ -194,4 +194,6 @@ class RunData:
         self.values = [FREED] * len(self.values)
 
     def __repr__(self) -> str:
-        return f"<RunData {self.key} of {self.dag_id!r}: {self.finished}/{self.plan.n} {self.state}>"
+        return (
+            f"<RunData {self.key} of {self.dag_id!r}: {self.finished}/{self.plan.n} {self.state}>"
+        )

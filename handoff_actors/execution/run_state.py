@@ -207,11 +207,7 @@ class RunState:
 
         A linked function counts from when its worker reports the one before it.
         """
-        return {
-            self.token(i)
-            for i in range(self.plan.n)
-            if not self.left[i] and not self.done[i]
-        }
+        return {self.token(i) for i in range(self.plan.n) if not self.left[i] and not self.done[i]}
 
     def token(self, i: int) -> int:
         """The present attempt of function ``i``."""

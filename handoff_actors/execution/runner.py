@@ -13,7 +13,7 @@ queues and in workers go on undisturbed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
@@ -119,9 +119,7 @@ class Runner(Actor):
 
     def _go_on(self) -> None:
         data, state, n = self.data, self.state, self.data.plan.n
-        linked = set() if data.links is None else {
-            data.links[i] for i in range(n) if state.done[i]
-        }
+        linked = set() if data.links is None else {data.links[i] for i in range(n) if state.done[i]}
         owed = [
             token
             for token in state.outstanding()
@@ -140,7 +138,7 @@ class Runner(Actor):
         self.signalled()
         data = self.data
         if isinstance(message, Granted):
-            self.queues[message.tag].granted(message.claim)
+            self.queues[_number(message.tag)].granted(message.claim)
         elif isinstance(message, RetryDue):
             data.retrying.discard(message.token)
             if not self.state.stopped and self.state.is_present(message.token):
@@ -150,7 +148,7 @@ class Runner(Actor):
                 self._stop(message.error)
         elif isinstance(message, Infeasible):
             if data.state == "running":
-                self._stop(infeasible_error(data, message, self.queues[message.tag]))
+                self._stop(infeasible_error(data, message, self.queues[_number(message.tag)]))
         elif isinstance(message, Refused):
             if data.state == "running":
                 self._stop(message.error)
@@ -356,3 +354,9 @@ class Runner(Actor):
                     function_id=None,
                 )
             )
+
+
+def _number(tag: Hashable) -> int:
+    """The queue that asked the tracker under this tag."""
+    assert isinstance(tag, int)
+    return tag

@@ -197,9 +197,7 @@ class ResultStore(Actor):
         run = self.runs.newest.get(dag_id)
         found = ("unknown", None) if run is None else run.lookup(id_)
         stored = self.values.get(dag_id, {}).get(id_)
-        if stored is not None and (
-            found[0] == "unknown" or run is None or stored.after >= run.key
-        ):
+        if stored is not None and (found[0] == "unknown" or run is None or stored.after >= run.key):
             return "there", stored.value
         return found
 

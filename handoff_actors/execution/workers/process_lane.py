@@ -210,11 +210,12 @@ class ProcessLane:
     def _quota(self) -> int:
         """How many attempts the process may hold."""
         queue = self.queue
+        limit: int = queue.permits.limit
         if queue.kind.is_async:
             return _COROUTINES
         if queue.kind.timed or not self.mean:
             return 1
-        lanes = max(1, min(queue.permits.limit, queue.company))
+        lanes = max(1, min(limit, queue.company))
         share = (len(queue.ready) + len(self.flying) + lanes - 1) // lanes
         return max(1, min(int(_BATCH_SECONDS / self.mean), share, _LONGEST_BATCH))
 
@@ -253,9 +254,9 @@ class ProcessLane:
             return
         if queue.kind.timed:
             self._set_timer(items[0].token)
-        for token, error in worker.send(data.dag_id, items):
+        for token, refusal in worker.send(data.dag_id, items):
             self.flying.pop(token, None)
-            data.report(Raised(token, error, data.node, final=True))
+            data.report(Raised(token, refusal, data.node, final=True))
         if len(self.flying) > 1:
             queue.arm()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from handoff_actors.errors import CrashedAttempt
 from handoff_actors.events import WorkerLost, WorkerStarted
@@ -109,28 +109,39 @@ class Processes:
     def key(self, data: RunData, i: int) -> tuple[int, Call | None]:
         """The number under which workers know the code of function ``i``.
 
-        Plain functions of the same code and number of arguments share one.
+        Functions of the same code that differ only in the values of their positional arguments share
+        one, so that a worker learns it once.
 
         Returns:
             The number, and what to teach a worker that does not know it.
         """
-        plain = data.plan.plain[i]
-        mark: Any = i if plain is None else (id(data.plan.codes[i]), len(plain))
+        plan = data.plan
+        plain = plan.plain[i]
+        call = None if plain is not None else plan.calls[i]
+        positional = call is None or _is_positional(call)
+        count = len(plain) if plain is not None else len(plan.functions[i].args)
+        extra = 0 if call is None else len(call.extra_args)
+        mark: Any = (id(plan.codes[i]), count + extra, plan.class_of[i]) if positional else i
         known = data.code_keys.get(mark)
         if known is None:
-            call = data.plan.call(i)
-            if plain is not None:
-                call = Call(call.id, call.code, tuple(range(len(plain))))
-            known = data.code_keys[mark] = (next(self._keys), call)
+            taught = plan.call(i)
+            if positional:
+                sources = tuple(range(count + extra))
+                taught = Call(taught.id, taught.code, sources, is_async=taught.is_async)
+            known = data.code_keys[mark] = (next(self._keys), taught)
         return known
 
     def values(self, data: RunData, i: int) -> dict[int, Any]:
-        """The values function ``i`` needs, under the indices its call has for them."""
-        plain = data.plan.plain[i]
-        values = data.values
+        """The values function ``i`` needs, under the indices its taught call has for them."""
+        plan, values = data.plan, data.values
+        plain = plan.plain[i]
         if plain is not None:
             return {k: values[d] for k, d in enumerate(plain)}
-        return {d: values[d] for d in data.plan.deps[i]}
+        call = plan.calls[i]
+        if _is_positional(call):
+            args = [values[cast("int", source)] for source in call.sources]
+            return dict(enumerate((*args, *call.extra_args)))
+        return {d: values[d] for d in plan.deps[i]}
 
     def describe(self) -> dict[str, Any]:
         """Counts for ``status()``."""
@@ -144,3 +155,10 @@ class Processes:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close(timeout)
+
+
+def _is_positional(call: Call) -> bool:
+    """Whether all there is to the call are positional arguments that are there before it."""
+    return not (
+        call.extra_kwargs or call.as_list or call.init is not None or call.batching
+    ) and all(source.__class__ is int for source in call.sources)

@@ -12,6 +12,7 @@ claim until the code really returns, and then ends without a word.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable
 from time import perf_counter as clock
@@ -283,7 +284,7 @@ class ThreadLane:
             gate = self.abandoned = [True]
             if timeout is not None:
                 self.timer = self.workers.timers.call_later(
-                    timeout, lambda gate=gate, token=token: self._expired(gate, token)
+                    timeout, functools.partial(self._expired, gate, token)
                 )
             began = clock()
             outcome: Any = None
