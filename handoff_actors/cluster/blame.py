@@ -51,7 +51,7 @@ def picklable(obj: Any) -> bool:
     """Whether ``obj`` can be pickled."""
     try:
         ByValuePickler(io.BytesIO(), lambda _buffer: False).dump(obj)
-    except Exception:  # noqa: BLE001  reducers of users may raise anything
+    except (Exception, SystemExit, GeneratorExit):  # reducers of users may raise anything
         return False
     return True
 

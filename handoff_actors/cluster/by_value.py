@@ -32,7 +32,13 @@ MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 _CARRIED = ("__name__", "__package__", "__file__")  # globals that every function brings along
 _GLOBAL_OPS = frozenset(
     dis.opmap[name]
-    for name in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME")
+    for name in (
+        "LOAD_GLOBAL",
+        "STORE_GLOBAL",
+        "DELETE_GLOBAL",
+        "LOAD_NAME",
+        "LOAD_FROM_DICT_OR_GLOBALS",
+    )
     if name in dis.opmap
 )
 _LOAD_GLOBAL = dis.opmap["LOAD_GLOBAL"]
@@ -100,9 +106,10 @@ def find(module_name: str | None, qualname: str) -> Any:
 def importable(obj: Any) -> bool:
     """Whether another process finds ``obj`` by its module and name."""
     module = getattr(obj, "__module__", None)
-    if not isinstance(module, str) or module in MAIN_MODULES:
+    qualname = getattr(obj, "__qualname__", None)
+    if not isinstance(module, str) or module in MAIN_MODULES or not isinstance(qualname, str):
         return False
-    return find(module, obj.__qualname__) is obj
+    return find(module, qualname) is obj
 
 
 # Functions.
@@ -295,24 +302,23 @@ def _reduce_type_variable(_pickler: ByValuePickler, obj: Any) -> Reduced:
     if key is None:
         key = _variable_keys.setdefault(obj, os.urandom(12).hex())
         _variables[key] = obj
-    options = {
-        "bound": obj.__bound__,
-        "covariant": obj.__covariant__,
-        "contravariant": obj.__contravariant__,
-    }
-    return make_type_variable, (
-        key,
-        type(obj),
-        (obj.__name__, *getattr(obj, "__constraints__", ())),
-        options,
-        obj.__module__,
-    )
+    args = (obj.__name__, *getattr(obj, "__constraints__", ()))
+    options = {}
+    if isinstance(obj, typing.NewType):
+        args = (obj.__name__, obj.__supertype__)
+    elif not isinstance(obj, typing.TypeVarTuple):
+        options = {
+            "bound": obj.__bound__,
+            "covariant": obj.__covariant__,
+            "contravariant": obj.__contravariant__,
+        }
+    return make_type_variable, (key, type(obj), args, options, obj.__module__)
 
 
 def make_type_variable(
     key: str, kind: type, args: tuple[Any, ...], options: dict[str, Any], module: str
 ) -> Any:
-    """A type variable, one in each process."""
+    """A type variable or new type, one in each process."""
     made = _variables.get(key)
     if made is None:
         made = kind(*args, **options)
@@ -399,4 +405,6 @@ _REDUCERS: dict[type, Callable[[ByValuePickler, Any], Reduced]] = {
     type(functools.lru_cache(maxsize=1)(lambda: None)): _reduce_lru_cache,
     typing.TypeVar: _reduce_type_variable,
     typing.ParamSpec: _reduce_type_variable,
+    typing.TypeVarTuple: _reduce_type_variable,
+    typing.NewType: _reduce_type_variable,
 }

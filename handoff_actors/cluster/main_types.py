@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from handoff_actors.cluster.by_value import MAIN_MODULES, ByValuePickler, Reduced, importable
+from handoff_actors.cluster.steady import is_steady
 
 _KEPT = 1024  # so many definitions, and classes of others, are remembered at least
 
@@ -52,16 +53,19 @@ class _Identity:
 class _Definition:
     """A pickled class, and what it was made of, to see whether that still holds."""
 
-    __slots__ = ("blob", "classes", "read", "version")
+    __slots__ = ("blob", "classes", "read", "steady", "version")
 
     def __init__(self, version: int, blob: bytes) -> None:
         self.version = version
         self.blob = blob
+        self.steady = True
         self.read: list[tuple[Any, str, Any]] = []
         self.classes: list[tuple[type, list[Any]]] = []
 
     def holds(self) -> bool:
-        """Whether nothing that it was made of has changed."""
+        """Whether nothing that it was made of has changed, as far as a glance can tell."""
+        if not self.steady:
+            return False
         for cls, values in self.classes:
             now = cls.__dict__.values()
             if len(now) != len(values) or not all(map(operator.is_, now, values)):
@@ -121,23 +125,33 @@ def _identify(cls: type) -> _Identity:
 
 def _define(cls: type, identity: _Identity) -> _Definition:
     with _lock:
-        version = next(_versions) if identity.home else identity.version
         file = io.BytesIO()
         pickler = ByValuePickler(file, definition=True)
-        for_this = _writing[-1] if _writing else version
-        _writing.append(max(version, for_this))
-        try:
-            pickler.dump(cls)
-        finally:
-            _writing.pop()
-        definition = _Definition(version, file.getvalue())
+        pickler.dump(cls)
+        blob = file.getvalue()
+        before = _definitions.get(identity.key)
+        if not identity.home:
+            version = identity.version
+        elif before is not None and before.blob == blob:
+            version = before.version
+        else:
+            version = next(_versions)
+        definition = _Definition(version, blob)
         definition.classes = [(c, list(c.__dict__.values())) for c in pickler.written]
         definition.read = pickler.read
+        definition.steady = all(
+            name in _SET_UP or is_steady(value)
+            for c in pickler.written
+            for name, value in _content(c).items()
+        ) and all(is_steady(value) for _, _, value in pickler.read)
         _remember(identity.key, definition)
         return definition
 
 
-_writing: list[int] = []  # under _lock: the version of the definition being made
+_SET_UP = frozenset(
+    {"__annotations__", "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__"}
+)
+_reading: list[int] = []  # under _lock: the versions of the definitions being read
 
 
 def _remember(key: str, definition: _Definition) -> None:
@@ -156,6 +170,7 @@ def resolve(key: str, version: int, blob: bytes) -> type:
             return cls
     with _lock:
         started = len(_unfinished)
+        _reading.append(version)
         try:
             made: type = pickle.loads(blob)
         except BaseException:
@@ -170,6 +185,7 @@ def resolve(key: str, version: int, blob: bytes) -> type:
             _remember(key, _Definition(version, blob))
             return made
         finally:
+            _reading.pop()
             del _unfinished[started:]
 
 
@@ -178,7 +194,7 @@ def resolve(key: str, version: int, blob: bytes) -> type:
 
 def _written_out(cls: type) -> Reduced:
     identity = _identify(cls)
-    version = _writing[-1] if identity.home else identity.version
+    version = None if identity.home else identity.version  # None: that of the whole definition
     names = (cls.__name__, cls.__qualname__, cls.__module__)
     members = None
     slots = None
@@ -207,7 +223,7 @@ def _content(cls: type) -> dict[str, Any]:
     return content
 
 
-_INTERNALS = frozenset({"__dict__", "__weakref__", "_abc_impl"})
+_INTERNALS = frozenset({"__dict__", "__slotnames__", "__weakref__", "_abc_impl"})
 _ENUM_INTERNALS = _INTERNALS | {
     "__new__",
     "__new_member__",
@@ -231,7 +247,7 @@ _ENUM_INTERNALS = _INTERNALS | {
 
 def skeleton(
     key: str,
-    version: int,
+    version: int | None,
     meta: type,
     names: tuple[str, str, str],
     bases: tuple[type, ...],
@@ -254,6 +270,8 @@ def skeleton(
             if _settled_in_main and names[2] in MAIN_MODULES and "." not in names[1]:
                 setattr(sys.modules["__main__"], names[1], cls)
         identity = _identities[cls]
+        if version is None:
+            version = _reading[-1]
         if not identity.home and identity.version < version:
             _unfinished.append((cls, identity, version))
         return cls
@@ -294,10 +312,14 @@ def _new_class(
     return make(meta, name, bases, space)
 
 
-def fill(cls: type, state: tuple[int, dict[str, Any], dict[str, dict[str, Any]] | None]) -> None:
+def fill(
+    cls: type, state: tuple[int | None, dict[str, Any], dict[str, dict[str, Any]] | None]
+) -> None:
     """Give the class its content, unless it has that or a newer one."""
     version, content, members = state
     identity = _identities[cls]
+    if version is None:
+        version = _reading[-1]
     if identity.home or identity.version >= version:
         return
     if identity.version:

@@ -18,7 +18,7 @@ from handoff_actors.errors import SerializationError
 Buffer = Any  # bytes, bytearray, memoryview or pickle.PickleBuffer
 
 _LARGE = 1 << 20  # so large a pickle is worth a look for single large values
-_MAIN = b"__main__"
+_MAIN = b"_main__"  # of __main__ and of __mp_main__
 _dumps = pickle.dumps
 _loads = pickle.loads
 
@@ -63,9 +63,13 @@ def dumps(obj: Any, what: str = "value") -> Payload:
     buffers: list[Buffer] = []
     try:
         head = _dumps(obj, 5, buffer_callback=buffers.append)
-    except Exception:  # noqa: BLE001  any reducer may raise anything; the slow way says what
+    except (
+        Exception,
+        SystemExit,
+        GeneratorExit,
+    ):  # any reducer may raise anything; the slow way says what
         return _dumps_by_value(obj, what)
-    if len(head) >= _LARGE or _MAIN in head:
+    if _MAIN in head or (len(head) >= _LARGE and _lifted(obj) is not obj):
         return _dumps_by_value(obj, what)
     return Payload(head, buffers)
 
@@ -82,7 +86,7 @@ def loads(payload: Payload, what: str = "value") -> Any:
         return _loads(payload.head, buffers=payload.buffers)
     except MemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         raise SerializationError(
             f"{what} cannot be read in this process: {type(error).__name__}: {error}. Modules "
             "must be importable here too, and what pickles a class must match what makes it",
@@ -100,7 +104,7 @@ def _dumps_by_value(obj: Any, what: str) -> Payload:
         pickler.dump(_lifted(obj))
     except MemoryError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         from handoff_actors.cluster.blame import serialization_error
 
         raise serialization_error(obj, what, error) from error

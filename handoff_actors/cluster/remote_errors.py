@@ -15,6 +15,7 @@ import types
 from typing import Any
 
 from handoff_actors.cluster.payload import Payload, dumps, loads
+from handoff_actors.errors import describe
 
 _FRAMES = 50  # of each end of a long traceback are kept
 _CHAIN = 100  # so many linked exceptions are kept
@@ -106,7 +107,7 @@ def _try(what: Any) -> bytes | None:
         ByValuePickler(file).dump(what)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001  a user's reducer may raise anything
+    except (Exception, SystemExit, GeneratorExit):  # a user's reducer may raise anything
         return None
     return file.getvalue()
 
@@ -116,7 +117,7 @@ def _same(error: BaseException, head: bytes) -> bool:
     try:
         copy = _revive(head, [])
         return type(copy) is type(error) and _text(copy) == _text(error)
-    except Exception:  # noqa: BLE001  a user's constructor may raise anything
+    except (Exception, SystemExit, GeneratorExit):  # a user's constructor may raise anything
         return False
 
 
@@ -132,18 +133,34 @@ def _revive(head: bytes, members: list[BaseException]) -> BaseException:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as problem:  # noqa: BLE001  a user's __str__ may raise anything
+    except Exception as problem:  # a user's __str__ may raise anything
         return f"<an exception whose str() raised {type(problem).__name__}>"
 
 
 def _picklable_args(error: BaseException) -> tuple[Any, ...]:
-    return tuple([arg if _try(arg) is not None else _text_of(arg) for arg in error.args])
+    return tuple([arg if _try(arg) is not None else _Shown(arg) for arg in _made_of(error)])
 
 
-def _text_of(value: Any) -> str:
-    from handoff_actors.errors import describe
+class _Shown:
+    """Stands for an argument that cannot be pickled, and looks like it."""
 
-    return describe(value, 1000)
+    __slots__ = ("text",)
+
+    def __init__(self, value: object) -> None:
+        self.text = describe(value, 1000)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _made_of(error: BaseException) -> tuple[Any, ...]:
+    """What the built-in class below that of ``error`` is made of."""
+    reduced = _built_in(type(error)).__reduce__(error)
+    return tuple(reduced[1])
+
+
+def _built_in(cls: type[BaseException]) -> type[BaseException]:
+    return next(c for c in cls.__mro__ if c.__module__ == "builtins")
 
 
 def _picklable_state(error: BaseException) -> dict[str, Any]:
@@ -153,9 +170,9 @@ def _picklable_state(error: BaseException) -> dict[str, Any]:
 def _rebuild(
     cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
 ) -> BaseException:
-    """An exception made without its constructor."""
+    """An exception made without its constructor; the built-in class below has its fields."""
     error = cls.__new__(cls, *args)
-    error.args = args
+    _built_in(cls).__init__(error, *args)
     error.__dict__.update(state)
     return error
 
