@@ -1,0 +1,64 @@
+"""The benchmark runs and prints its table; how fast anything is, is no test's business."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def benchmarks(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_two_cases_in_quick_mode(tmp_path):
+    file = tmp_path / "rows.json"
+    done = benchmarks("chain", "one", "--quick", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["case"] for row in rows] == [
+        "chain 1000",
+        "chain 1000, again",
+        "one function",
+        "one function, again",
+    ]
+    for row in rows:
+        assert row["case"] in done.stdout
+        assert 0 < row["ours"] < math.inf
+        assert 0 < row["floor"] < math.inf
+        assert row["reached"] == (row["ratio"] <= row["target"]["limit"])
+    assert "of 4 targets reached" in done.stdout
+
+
+def test_an_unknown_case_is_named():
+    done = benchmarks("chian")
+    assert done.returncode == 2
+    assert "no such case: chian" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(400.0, 0.9), (100.0, 0.7), (25.0, 0.3)], 50.0),
+        ([(400.0, 0.9), (100.0, 0.5), (25.0, 0.3)], 100.0),
+        ([(400.0, 0.4), (100.0, 0.3)], math.inf),
+        ([(400.0, 0.9), (100.0, 0.8)], 100.0),
+    ],
+)
+def test_metg_is_where_half_is_reached(points, expected, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from tests.benchmarks.cases_parallel import metg
+
+    assert metg(points) == pytest.approx(expected)
