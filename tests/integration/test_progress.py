@@ -1,0 +1,246 @@
+"""``progress=``: callables and the bar, from the first function to the end of the run."""
+
+from __future__ import annotations
+
+import gc
+import io
+import threading
+import weakref
+
+import pytest
+
+import handoff_actors as handoff
+from handoff_actors import progress as following
+
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def runtime():
+    with handoff.Runtime() as runtime:
+        yield runtime
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+class Seen:
+    """Keeps what it is called with, and says when the run has ended."""
+
+    def __init__(self):
+        self.all = []
+        self.threads = set()
+        self.ended = threading.Event()
+
+    def __call__(self, progress):
+        self.all.append(progress)
+        self.threads.add(threading.current_thread().name)
+        if progress.state != "running":
+            self.ended.set()
+
+
+def chain(n, code=lambda *_: None, id=None):
+    dag = handoff.new(id)
+    for i in range(n):
+        dag.add_function(handoff.Function(i, [i - 1] if i else (), code))
+    return dag
+
+
+def no_subscription(runtime, eventually):
+    eventually(lambda: not runtime.events.active)
+
+
+def test_a_callable_follows_a_run_to_its_end(runtime, eventually):
+    seen = Seen()
+    runtime.execute(chain(100), progress=seen)
+    assert seen.ended.wait(DEADLINE)
+    no_subscription(runtime, eventually)
+    finished = [p.finished for p in seen.all]
+    assert finished == sorted(finished)
+    assert seen.all[-1] == handoff.Progress(total=100, finished=100, state="succeeded")
+    assert {p.total for p in seen.all} == {100}
+    assert seen.threads == {"handoff-events"}
+    assert [p for p in seen.all if p.state == "succeeded"][-1] is seen.all[-1]
+
+
+def test_it_is_called_while_the_run_goes_on(runtime):
+    go_on = threading.Event()
+    half = threading.Event()
+    dag = handoff.new()
+    dag.add_function(handoff.Function("first", (), lambda: None))
+    dag.add_function(handoff.Function("second", ["first"], lambda _: go_on.wait(DEADLINE)))
+    run = runtime.submit(dag, progress=lambda p: p.finished == 1 and half.set())
+    try:
+        assert half.wait(DEADLINE)
+        assert not run.done()
+    finally:
+        go_on.set()
+    assert run.result(DEADLINE).results["second"] is True
+
+
+def test_a_failed_run_ends_as_failed(runtime, eventually):
+    def fail(*_):
+        raise RuntimeError
+
+    seen = Seen()
+    with pytest.raises(handoff.FunctionFailedError):
+        runtime.execute(chain(3, fail), max_retries=0, progress=seen)
+    assert seen.ended.wait(DEADLINE)
+    assert seen.all[-1] == handoff.Progress(3, 0, "failed")
+    no_subscription(runtime, eventually)
+
+
+def test_a_cancelled_run_ends_as_cancelled(runtime, eventually):
+    go_on = threading.Event()
+    seen = Seen()
+    run = runtime.submit(chain(2, lambda *_: go_on.wait(DEADLINE)), progress=seen)
+    try:
+        assert run.cancel()
+        assert seen.ended.wait(DEADLINE)
+    finally:
+        go_on.set()
+    assert seen.all[-1].state == "cancelled"
+    no_subscription(runtime, eventually)
+
+
+def test_a_runtime_that_stops_ends_it():
+    go_on = threading.Event()
+    began = threading.Event()
+
+    def wait(*_):
+        began.set()
+        go_on.wait(DEADLINE)
+
+    seen = Seen()
+    runtime = handoff.Runtime(shutdown_timeout=0.2).start()
+    try:
+        runtime.submit(chain(1, wait), progress=seen)
+        assert began.wait(DEADLINE)
+    finally:
+        runtime.stop()
+        go_on.set()
+    assert seen.ended.wait(DEADLINE)
+    assert seen.all[-1].state == "cancelled"
+
+
+def test_a_refused_run_leaves_no_subscription(runtime, eventually):
+    go_on = threading.Event()
+    run = runtime.submit(chain(1, lambda *_: go_on.wait(DEADLINE), id="one"))
+    try:
+        with pytest.raises(handoff.AlreadyRunningError):
+            runtime.submit(chain(1, id="one"), progress=Seen())
+        with pytest.raises(handoff.AlreadyRunningError):
+            runtime.execute(chain(1, id="one"), progress=Seen())
+        gc.collect()  # an exception and its traceback keep each other, and the refused run
+        no_subscription(runtime, eventually)
+    finally:
+        go_on.set()
+    run.result(DEADLINE)
+
+
+def test_runs_are_told_apart(runtime):
+    first, second = Seen(), Seen()
+    runs = [
+        runtime.submit(chain(30, id="a"), progress=first),
+        runtime.submit(chain(50, id="b"), progress=second),
+    ]
+    for run in runs:
+        run.result(DEADLINE)
+    assert first.ended.wait(DEADLINE)
+    assert second.ended.wait(DEADLINE)
+    assert {p.total for p in first.all} == {30}
+    assert {p.total for p in second.all} == {50}
+
+
+def test_a_callable_that_raises_harms_nobody(runtime, eventually):
+    def fail(_):
+        raise RuntimeError
+
+    assert len(runtime.execute(chain(5), progress=fail).results) == 5
+    no_subscription(runtime, eventually)
+
+
+def test_a_synchronous_run_is_followed(runtime, eventually):
+    seen = Seen()
+    runtime.execute(chain(5), synchronous=True, progress=seen)
+    assert seen.ended.wait(DEADLINE)
+    assert seen.all[-1] == handoff.Progress(5, 5, "succeeded")
+    no_subscription(runtime, eventually)
+
+
+@pytest.mark.parametrize("wrong", ["bar", 1, object()])
+def test_what_is_no_progress_is_refused(runtime, wrong):
+    with pytest.raises(handoff.ConfigurationError, match="progress must be True or a callable"):
+        runtime.execute(chain(1), progress=wrong)
+    assert not runtime.events.active
+
+
+def test_the_run_is_not_kept_alive(runtime, eventually):
+    seen = Seen()
+    run = runtime.submit(chain(3), progress=seen)
+    run.result(DEADLINE)
+    assert seen.ended.wait(DEADLINE)
+    no_subscription(runtime, eventually)
+    # The runtime forgets the run in its own time; the cycle collector must not be needed.
+    gc.disable()
+    try:
+        gone = weakref.ref(run)
+        del run
+        eventually(lambda: gone() is None)
+    finally:
+        gc.enable()
+
+
+def test_no_terminal_no_bar(runtime, capsys):
+    runtime.execute(chain(3), progress=True)
+    assert not runtime.events.active
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_on_a_terminal(runtime, eventually, monkeypatch):
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    before = set(threading.enumerate())
+    runs = [runtime.submit(chain(n, id=f"run [{n}]"), progress=True) for n in (40, 60)]
+    for run in runs:
+        run.result(DEADLINE)
+    no_subscription(runtime, eventually)
+    eventually(lambda: following._screen._display is None)
+    drawn = stderr.getvalue()
+    assert "run [40]" in drawn  # an id is no markup
+    assert "40/40" in drawn
+    assert "60/60" in drawn
+    assert drawn.rstrip().endswith("\x1b[?25h")  # the cursor is back
+    mine = {t for t in threading.enumerate() if t.name.startswith("handoff")}
+    eventually(lambda: set(threading.enumerate()) <= before | mine)
+
+
+def test_the_bar_says_how_a_run_failed(runtime, eventually, monkeypatch):
+    def fail(*_):
+        raise RuntimeError
+
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with pytest.raises(handoff.FunctionFailedError):
+        runtime.execute(chain(3, fail), max_retries=0, progress=True)
+    no_subscription(runtime, eventually)
+    assert "failed" in stderr.getvalue()
+
+
+def test_output_into_a_file_stays_there(runtime, eventually, monkeypatch):
+    stderr, stdout = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setattr("sys.stdout", stdout)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    runtime.execute(chain(2, lambda *_: print("a row of data")), progress=True)
+    no_subscription(runtime, eventually)
+    assert stdout.getvalue() == "a row of data\n" * 2
+    assert "a row of data" not in stderr.getvalue()
