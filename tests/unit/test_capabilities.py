@@ -43,7 +43,7 @@ def test_numpy_scalars_are_numbers_and_do_not_overflow():
      Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity")],
 )  # fmt: skip
 def test_bad_amounts_are_refused_by_name_and_value(amount):
-    with pytest.raises(ConfigurationError, match="cost of 'f'.*'gpu'"):
+    with pytest.raises(ConfigurationError, match=r"cost of 'f'.*'gpu'"):
         to_micro({"cpu": 1, "gpu": amount}, "cost of 'f'")
 
 

@@ -187,7 +187,9 @@ def test_what_can_never_fit_is_refused_with_the_most_there_is():
     assert books.want("r", "t", "a", {"cpu": 3 * CPU}, 1) == [
         Infeasible("r", "t", "a", "cpu", 3.0, 2.0)
     ]
-    assert books.want("r", "t", "a", {"gpu": CPU}, 1) == [Infeasible("r", "t", "a", "gpu", 1.0, 0.0)]
+    assert books.want("r", "t", "a", {"gpu": CPU}, 1) == [
+        Infeasible("r", "t", "a", "gpu", 1.0, 0.0)
+    ]
     assert books.want("r", "t", "?", ONE, 1) == [Infeasible("r", "t", "?", "cpu", 1.0, 0.0)]
     assert books.want("r", "t", "?", {}, 1) == [Infeasible("r", "t", "?", None, 0.0, 0.0)]
     assert books.owners() == []
