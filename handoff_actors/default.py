@@ -6,6 +6,7 @@ are forwarded to it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Unpack
@@ -21,6 +22,16 @@ from handoff_actors.status import NodeInfo, RuntimeStatus
 
 _lock = threading.RLock()
 _default: Runtime | None = None
+
+
+def _forked() -> None:
+    """In a forked child no runtime is running, and whoever held the lock is not there."""
+    global _lock, _default
+    _lock = threading.RLock()
+    _default = None
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _runtime() -> Any:

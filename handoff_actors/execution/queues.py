@@ -164,8 +164,10 @@ class Queue:
 
     def want(self, count: int) -> None:
         """Ask the tracker for so many claims, those held included."""
-        self.wanted = count
-        self.workers.want(self, count)
+        # Said and noted as one: ``wanted`` is what the tracker has, or a request would get lost.
+        with self.lock:
+            self.wanted = count
+            self.workers.want(self, count)
 
     def granted(self, claim: Claim) -> None:
         """The tracker gave a claim."""
@@ -185,12 +187,13 @@ class Queue:
 
     def release_claim(self, claim: Claim) -> None:
         """Give a claim back to the tracker."""
-        self.wanted = max(0, self.wanted - 1)
-        self.workers.release(claim)
+        with self.lock:
+            self.wanted = max(0, self.wanted - 1)
+            self.workers.release(claim)
 
     def settle(self) -> None:
-        """Nothing waits any more: take back what was asked of the tracker in vain."""
-        if self.kind.cost and not self.ready:
+        """If nothing waits any more: take back what was asked of the tracker in vain."""
+        if self.wanted and not self.ready:
             self._return_claims()
             held = sum(1 for lane in list(self.lanes) if lane.claim is not None)
             if self.wanted > held:

@@ -173,8 +173,10 @@ class Runner(Actor):
                 self._commit()
             for _ in range(known):
                 self._report()
-        if data.options.max_concurrency is not None:
-            for queue in self.queues:
+        for queue in self.queues:
+            if queue.wanted:
+                queue.settle()
+            if data.options.max_concurrency is not None:
                 queue.adjust()
 
     def _commit(self) -> None:
