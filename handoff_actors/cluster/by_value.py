@@ -13,6 +13,7 @@ import builtins
 import collections
 import dataclasses
 import dis
+import enum
 import functools
 import importlib
 import io
@@ -84,6 +85,10 @@ class ByValuePickler(pickle.Pickler):
             from handoff_actors.cluster.main_types import reduce_class
 
             return reduce_class(self, obj)
+        if type(kind) is not type and isinstance(obj, enum.Enum):
+            from handoff_actors.cluster.main_types import reduce_member
+
+            return reduce_member(obj)
         if kind.__module__ == "dataclasses":
             return _reduce_sentinel(obj)
         if kind in _LEFT_TO_DILL:

@@ -300,7 +300,7 @@ def _new_class(
     make: Callable[..., type] = type.__new__
     if issubclass(meta, abc.ABCMeta):
         make = abc.ABCMeta.__new__
-    if any(isinstance(base.__init_subclass__, types.MethodType) for base in bases):
+    if any("__init_subclass__" in vars(c) for base in bases for c in base.__mro__[:-1]):
         hushed = {"__slots__": (), "__init_subclass__": classmethod(_hush)}
         shield: Any = type("_Shield", (_Shield,), hushed)
         made = make(meta, name, (shield, *bases), space)
@@ -330,6 +330,19 @@ def fill(
             type.__setattr__(cls, name, value)
     for name, attributes in (members or {}).items():
         vars(cls)["_member_map_"][name].__dict__.update(attributes)
+
+
+def reduce_member(member: Any) -> Reduced:
+    """How to pickle a member of an Enum: by name, as a copy of its value may equal nothing."""
+    cls, name = type(member), member._name_
+    if name is None or importable(cls) or cls.__members__.get(name) is not member:
+        return NotImplemented
+    return member_of, (cls, name)
+
+
+def member_of(cls: Any, name: str) -> Any:
+    """The member of that name."""
+    return cls.__members__[name]
 
 
 # Enums: members are made with their class, from their value and the data of a mixed-in type.
