@@ -20,159 +20,48 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.cluster.main_types import settle_in_main
 from handoff_actors.cluster.payload import Payload, dumps, loads
-from handoff_actors.cluster.remote_errors import dump_exception, load_exception
-from handoff_actors.errors import HandoffError, SerializationError, describe
-from handoff_actors.execution.context import Context, place
+from handoff_actors.cluster.remote_errors import load_exception
+from handoff_actors.errors import HandoffError, describe
+from handoff_actors.execution.context import place
 from handoff_actors.execution.invoke import invoke, invoke_async
-from handoff_actors.execution.workers.frames import (
+from handoff_actors.execution.workers.attempts import Batch, Function, Here
+from handoff_actors.execution.workers.framing import (
+    CANCEL,
+    HELLO,
     PLAIN,
+    REPLY,
+    REQUEST,
+    TAKE,
+    TAKEN,
     FrameReader,
     Slots,
     payload_of,
     send_frame,
 )
-from handoff_actors.graph.calls import Call
+from handoff_actors.execution.workers.outbox import PLAIN_VALUE, Outbox
 
 if TYPE_CHECKING:
     import asyncio
-
-# Kinds of control messages: the first two are for the parent, the others for the child.
-HELLO, TAKEN, REQUEST, TAKE, CANCEL, REPLY = range(6)
 
 _FLUSH = 0.0005
 """Seconds between results that are sent while there is more to do."""
 _TICK_MS = 3
 """How often the control thread looks for results that wait behind a slow function."""
+_SLOWEST_TICK_MS = 48
+"""The same once a function has proved slow."""
 _SWITCH = 0.001
 """Seconds the main thread may keep the interpreter from the control thread."""
-_OK, _VALUE, _ERROR = range(3)  # plain value, pickled value, pickled exception
 _PDEATHSIG = 1
+_FAREWELL = 0.5
+"""Seconds that coroutines get to end when the parent ends this process."""
 
-
-class Function:
-    """A call as this process knows it.
-
-    Attributes:
-        call: the call.
-        code: what to call with the values alone, when that is all there is to it; else None.
-        sources: the value indices of the arguments of ``code``.
-    """
-
-    __slots__ = ("call", "code", "sources")
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        plain = (
-            all(source.__class__ is int for source in call.sources)
-            and not (call.extra_args or call.extra_kwargs or call.as_list)
-            and not (call.is_async or call.batching)
-            and call.init is None
-        )
-        self.code = call.code if plain else None
-        self.sources: tuple[Any, ...] = tuple(call.sources)
-
-
-class Batch:
-    """The attempts of one frame, as columns."""
-
-    __slots__ = ("_buffers", "_dag", "_dag_slot", "_loaded", "_odd", "_slots", "attempts", "ids",
-                 "keys", "refs", "tokens", "values")  # fmt: skip
-
-    def __init__(self, columns: Any, slots: list[Any], buffers: list[bytearray]) -> None:
-        (self._dag, self._dag_slot, self.tokens, self.keys, self.ids, self._odd, self.attempts,
-         self.values, self.refs) = columns  # fmt: skip
-        self._slots = slots
-        self._buffers = buffers
-        self._loaded: dict[int, Any] = {}
-
-    def load(self, slot: int, what: str) -> Any:
-        """The value of a slot, made once."""
-        if slot not in self._loaded:
-            self._loaded[slot] = loads(payload_of(self._slots[slot], self._buffers), what)
-        return self._loaded[slot]
-
-    def dag_id(self) -> Any:
-        """Whose attempts these are."""
-        return self._dag if self._dag_slot < 0 else self.load(self._dag_slot, "dag_id")
-
-    def function_id(self, index: int) -> Any:
-        """The function of an attempt."""
-        slot = self._odd.get(index)
-        return self.ids[index] if slot is None else self.load(slot, "the id of a function")
-
-    def arguments(self, index: int) -> Any:
-        """The values of an attempt, those in slots among them."""
-        values = self.values[index]
-        refs = self.refs.get(index)
-        if refs is None:
-            return values
-        values = dict(enumerate(values)) if values.__class__ is tuple else values
-        for number, slot in refs.items():
-            what = f"argument {number} of function {describe(self.function_id(index))}"
-            values[number] = self.load(slot, what)
-        return values
-
-
-class Here:
-    """Where an attempt runs: its place."""
-
-    __slots__ = ("batch", "child", "index", "token")
-
-    def __init__(self, child: Child) -> None:
-        self.child = child
-        self.batch: Batch | None = None
-        self.index = 0
-        self.token = -1
-
-    def context(self) -> Context:
-        """The attempt that runs here now."""
-        batch, index, token, child = self.batch, self.index, self.token, self.child
-        if batch is None:
-            raise HandoffError("no function runs here any more")
-        return Context(
-            batch.dag_id(),
-            batch.function_id(index),
-            batch.attempts[index],
-            child.node,
-            lambda: token in child.cancelled,
-        )
-
-    def lend(self) -> None:
-        """The node lends what it holds when the forwarded call arrives there."""
-
-    def reclaim(self, loan: None) -> None:
-        """See ``lend``."""
-
-    def home(self) -> Home:
-        """The runtime: a stand-in that forwards."""
-        return Home(self.child, self.token)
-
-
-class Home:
-    """Stands for the runtime: its methods are calls to the node of this process."""
-
-    __slots__ = ("_child", "_token")
-
-    def __init__(self, child: Child, token: int) -> None:
-        self._child = child
-        self._token = token
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def forwarded(*args: Any, **kwargs: Any) -> Any:
-            return self._child.forward(self._token, name, args, kwargs)
-
-        forwarded.__name__ = name
-        return forwarded
+Flight = tuple[Batch, int, int, Function, Any]
 
 
 class Child:
@@ -186,7 +75,7 @@ class Child:
 
     def __init__(self, work: socket.socket, control: socket.socket, node: str) -> None:
         self.node = node
-        self.cancelled: set[int] = set()
+        self.cancelled: set[tuple[int, int]] = set()
         self._work = work
         self._control = control
         self._control_lock = threading.Lock()
@@ -195,16 +84,16 @@ class Child:
         self._refused: dict[int, set[int]] = {}
         self._read_up_to = 0
         self._frame_lock = threading.Lock()
-        self._out: deque[tuple[int, Any, float, float, int]] = deque()
-        self._out_lock = threading.Lock()
-        self._flushed = 0.0
+        self._outbox = Outbox(work)
+        self._here = Here(self)
         self._busy = False
         self._ticking = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._requests = itertools.count(1)
         self._answers: dict[int, queue.SimpleQueue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._loop_thread: threading.Thread | None = None
+        self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
         self._flush_soon = False
         self._pid = os.getpid()
         os.register_at_fork(after_in_child=self._forked)
@@ -224,23 +113,22 @@ class Child:
         reader = FrameReader(self._work)
         waiting = select.poll()
         waiting.register(self._work, select.POLLIN)
-        here = Here(self)
+        outbox = self._outbox
         base = contextvars.Context()
-        base.run(place.set, here)
+        base.run(place.set, self._here)
         try:
             while True:
-                if self._out and not (clock() - self._flushed < _FLUSH and waiting.poll(0)):
-                    self._flush()
+                if outbox.rows and not (clock() - outbox.flushed < _FLUSH and waiting.poll(0)):
+                    outbox.flush()
                 self._busy = False
                 frame = reader.read()
                 assert frame is not None
-                self._accept(*frame, here, base)
+                self._accept(*frame, base)
+                del frame
         except (EOFError, OSError):
-            return
+            self._end_loop()
 
-    def _accept(
-        self, message: Any, buffers: list[bytearray], here: Here, base: contextvars.Context
-    ) -> None:
+    def _accept(self, message: Any, buffers: list[bytearray], base: contextvars.Context) -> None:
         number, columns, lessons, forgotten, slots = message
         for key in forgotten:
             self._functions.pop(key, None)
@@ -250,22 +138,27 @@ class Child:
             with self._frame_lock:
                 self._read_up_to = number
             return
-        batch = Batch(columns, slots, buffers)
+        batch = Batch(number, columns, slots, buffers)
         with self._frame_lock:
             self._read_up_to = number
             self._pending.update(dict.fromkeys(batch.tokens))
             for token in self._refused.pop(number, ()):
                 self._pending.pop(token, None)
-        if len(batch.tokens) > 1 or self._out:
+            if self.cancelled and not self._tasks:
+                self.cancelled = {mark for mark in self.cancelled if mark[0] >= number}
+        if len(batch.tokens) > 1 or self._outbox.rows:
             self._busy = True
             if not self._ticking:
                 os.eventfd_write(self._bell, 1)
-        self._run(batch, here, base)
+        self._run(batch, base)
 
-    def _run(self, batch: Batch, here: Here, base: contextvars.Context) -> None:
-        pending, functions, done = self._pending, self._functions, self._out.append
+    def _run(self, batch: Batch, base: contextvars.Context) -> None:
+        here = self._here
+        pending, functions, outbox = self._pending, self._functions, self._outbox
+        done = outbox.rows.append
         keys, values, refs = batch.keys, batch.values, batch.refs
         copy = base.copy
+        flights: list[Flight] = []
         here.batch = batch
         started = clock()
         for index, token in enumerate(batch.tokens):
@@ -285,26 +178,26 @@ class Child:
                         args = [args[source] for source in function.sources]
                     value = copy().run(function.code, *args)
                 elif function.call.is_async:
-                    self._begin(batch, index, token, function, args)
+                    flights.append((batch, index, token, function, args))
                     continue
                 else:
                     value = invoke(function.call, args, here, base)
-            except BaseException as error:  # noqa: BLE001  the wall: whatever it is, is an outcome
-                self._failed(batch, index, token, error, started)
+            except BaseException as error:
+                self._outbox.error(batch, index, token, error, started)
             else:
                 if value.__class__ in PLAIN:
-                    done((token, value, started, clock(), _OK))
+                    done((token, value, started, clock(), PLAIN_VALUE))
                 else:
-                    self._finished(batch, index, token, value, started)
+                    self._outbox.value(batch, index, token, value, started)
                 del value
             args = None
-            if self.cancelled:
-                self.cancelled.discard(token)
             started = clock()
-            if started - self._flushed > _FLUSH:
-                self._flush()
+            if started - outbox.flushed > _FLUSH:
+                outbox.flush()
                 started = clock()
         here.batch = None
+        if flights:
+            self._begin(flights)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -315,83 +208,29 @@ class Child:
         function = self._functions[key] = Function(call)
         return function
 
-    def _finished(self, batch: Batch, index: int, token: int, value: Any, started: float) -> None:
-        ended = clock()
-        try:
-            payload = dumps(value, f"result of function {describe(batch.function_id(index))}")
-        except BaseException as error:  # noqa: BLE001  a user's reducer may raise anything
-            self._failed(batch, index, token, error, started)
-        else:
-            self._out.append((token, payload, started, ended, _VALUE))
-
-    def _failed(
-        self, batch: Batch, index: int, token: int, error: BaseException, started: float
-    ) -> None:
-        ended = clock()
-        with contextlib.suppress(BaseException):
-            if isinstance(error, SerializationError):
-                vars(error).setdefault("function_id", batch.function_id(index))
-                vars(error).setdefault("dag_id", batch.dag_id())
-        payload = _dump_error(error)
-        error.__traceback__ = None
-        self._out.append((token, payload, started, ended, _ERROR))
-
-    def _flush(self, wait: bool = True) -> None:
-        """Send the outcomes that are there."""
-        if not self._out_lock.acquire(wait):
-            return
-        try:
-            out = self._out
-            rows = [out.popleft() for _ in range(len(out))]
-            if not rows:
-                return
-            tokens, values, started, ended, kinds = zip(*rows, strict=True)
-            if not any(kinds):
-                send_frame(self._work, (tokens, values, started, ended, (), ()))
-            else:
-                slots = Slots()
-                pickled: list[tuple[int, int, bool]] = []
-                plain = list(values)
-                for i, kind in enumerate(kinds):
-                    if kind:
-                        pickled.append((i, slots.add(values[i]), kind == _VALUE))
-                        plain[i] = None
-                send_frame(
-                    self._work,
-                    (tokens, plain, started, ended, pickled, slots.slots),
-                    slots.buffers,
-                )
-            self._flushed = clock()
-        except OSError:
-            os._exit(1)  # the parent is gone: nobody wants anything of this process
-        finally:
-            self._out_lock.release()
-
     # Coroutines.
 
-    def _begin(self, batch: Batch, index: int, token: int, function: Function, args: Any) -> None:
+    def _begin(self, flights: list[Flight]) -> None:
         loop = self._loop
         if loop is None:
             import asyncio
 
             loop = self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._serve_loop, name="handoff-loop", daemon=True).start()
-        loop.call_soon_threadsafe(self._begin_task, batch, index, token, function, args)
+            self._loop_thread = threading.Thread(
+                target=loop.run_forever, name="handoff-loop", daemon=True
+            )
+            self._loop_thread.start()
+        loop.call_soon_threadsafe(self._begin_tasks, flights)
 
-    def _serve_loop(self) -> None:
+    def _begin_tasks(self, flights: list[Flight]) -> None:
         assert self._loop is not None
-        self._loop.run_forever()
-
-    def _begin_task(
-        self, batch: Batch, index: int, token: int, function: Function, args: Any
-    ) -> None:
-        assert self._loop is not None
-        task = self._loop.create_task(
-            self._attempt(batch, index, token, function, args), context=contextvars.Context()
-        )
-        self._tasks[token] = task
-        if token in self.cancelled:
-            task.cancel()
+        for flight in flights:
+            batch, _, token, _, _ = flight
+            task = self._loop.create_task(self._attempt(*flight), context=contextvars.Context())
+            mark = (batch.number, token)
+            self._tasks[mark] = task
+            if mark in self.cancelled:
+                task.cancel()
 
     async def _attempt(
         self, batch: Batch, index: int, token: int, function: Function, args: Any
@@ -401,12 +240,11 @@ class Child:
         started = clock()
         try:
             value = await invoke_async(function.call, args, here)
-        except BaseException as error:  # noqa: BLE001  the wall: whatever it is, is an outcome
-            self._failed(batch, index, token, error, started)
+        except BaseException as error:
+            self._outbox.error(batch, index, token, error, started)
         else:
-            self._finished(batch, index, token, value, started)
-        self._tasks.pop(token, None)
-        self.cancelled.discard(token)
+            self._outbox.value(batch, index, token, value, started)
+        del self._tasks[batch.number, token]
         if not self._flush_soon:
             assert self._loop is not None
             self._flush_soon = True
@@ -414,7 +252,7 @@ class Child:
 
     def _flush_from_loop(self) -> None:
         self._flush_soon = False
-        self._flush()
+        self._outbox.flush()
 
     # The control thread.
 
@@ -424,14 +262,18 @@ class Child:
         waiting = select.poll()
         waiting.register(self._control, select.POLLIN)
         waiting.register(self._bell, select.POLLIN)
-        bell = self._bell
+        outbox = self._outbox
+        bell, tick, token = self._bell, _TICK_MS, -1
         while True:
             self._ticking = self._busy
-            for fd, _ in waiting.poll(_TICK_MS if self._ticking or self._busy else None):
+            for fd, _ in waiting.poll(tick if self._ticking or self._busy else None):
                 if fd == bell:
                     os.eventfd_read(bell)
-            if self._out and clock() - self._flushed > _FLUSH:
-                self._flush(wait=False)
+                    tick = _TICK_MS
+            tick = min(2 * tick, _SLOWEST_TICK_MS) if token == self._here.token else _TICK_MS
+            token = self._here.token
+            if outbox.rows and clock() - outbox.flushed > _FLUSH:
+                outbox.flush(wait=False)
             try:
                 while (frame := reader.read()) is not None:
                     self._told(*frame)
@@ -443,9 +285,11 @@ class Child:
         if kind == TAKE:
             self._tell(TAKEN, number, self._take_back(content))
         elif kind == CANCEL:
-            self.cancelled.update(content)
+            marks = [(frame, token) for frame, tokens in content for token in tokens]
+            with self._frame_lock:
+                self.cancelled.update(marks)
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._cancel_tasks, content)
+                self._loop.call_soon_threadsafe(self._cancel_tasks, marks)
         elif kind == REPLY:
             answer = self._answers.pop(number, None)
             if answer is not None:
@@ -466,11 +310,30 @@ class Child:
                         taken.append(token)
         return taken
 
-    def _cancel_tasks(self, tokens: list[int]) -> None:
-        for token in tokens:
-            task = self._tasks.get(token)
+    def _cancel_tasks(self, marks: Iterable[tuple[int, int]]) -> None:
+        for mark in marks:
+            task = self._tasks.get(mark)
             if task is not None:
                 task.cancel()
+
+    def _end_loop(self) -> None:
+        """Cancel what is in flight, and give it a moment."""
+        loop, thread = self._loop, self._loop_thread
+        if loop is None or thread is None:
+            return
+
+        async def end() -> None:
+            import asyncio
+
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=_FAREWELL)
+            loop.stop()
+
+        loop.call_soon_threadsafe(lambda: loop.create_task(end()))
+        thread.join(2 * _FAREWELL)
 
     def _tell(self, kind: int, number: int, content: Any = None, buffers: Any = ()) -> None:
         with self._control_lock:
@@ -505,22 +368,12 @@ class Child:
         number = next(self._requests)
         answer: queue.SimpleQueue[tuple[bool, Payload]] = queue.SimpleQueue()
         self._answers[number] = answer
-        self._flush()
+        self._outbox.flush()
         self._tell(REQUEST, number, (token, name, slots.slots[0]), slots.buffers)
         ok, payload = answer.get()
         if ok:
             return loads(payload, f"answer of {name}()")
         raise load_exception(payload)
-
-
-def _dump_error(error: BaseException) -> Payload:
-    """The error; if not even its text can be had, one that says so."""
-    try:
-        return dump_exception(error)
-    except BaseException as problem:  # noqa: BLE001  the wall must hold
-        problem.__traceback__ = None
-        text = f"{type(error).__name__} that could not be sent: {describe(problem)}"
-        return dump_exception(RuntimeError(text))
 
 
 def main(work: int, control: int, parent: int, node: str) -> None:
@@ -537,7 +390,7 @@ def main(work: int, control: int, parent: int, node: str) -> None:
     _die_with_parent(parent)
     sys.setswitchinterval(_SWITCH)
     settle_in_main()
-    sockets = [socket.socket(fileno=fd) for fd in (work, control)]
+    sockets = socket.socket(fileno=work), socket.socket(fileno=control)
     for sock in sockets:
         sock.set_inheritable(False)
     Child(*sockets, node).run()

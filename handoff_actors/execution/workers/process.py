@@ -7,6 +7,7 @@ and that a closed pool leaves no process, thread or descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -16,13 +17,9 @@ from time import monotonic
 from typing import Any
 
 from handoff_actors.errors import CrashedAttempt, HandoffError
-from handoff_actors.execution.workers.process_worker import (
-    Outcome,
-    ProcessWorker,
-    WorkerLost,
-    WorkItem,
-    check_call,
-)
+from handoff_actors.execution.workers.exits import WorkerLost
+from handoff_actors.execution.workers.packing import Outcome, WorkItem, check_call
+from handoff_actors.execution.workers.process_worker import ProcessWorker
 from handoff_actors.execution.workers.spawn import Spawner, start
 
 __all__ = ["Outcome", "ProcessPool", "ProcessWorker", "WorkItem", "WorkerLost", "check_call"]
@@ -31,7 +28,9 @@ OnRequest = Callable[[ProcessWorker, int, str, tuple[Any, ...], dict[str, Any]],
 
 _TRIES = 3
 _START_TIMEOUT = 60.0
-"""Seconds a process may take to start."""
+"""Seconds a worker may take to be ready."""
+_KEPT_CODE = 1 << 20
+"""Bytes of calls that an idle worker may remember."""
 
 
 class ProcessPool:
@@ -64,12 +63,13 @@ class ProcessPool:
         self._on_lost = on_lost
         self._spawner = Spawner(f"{name}-spawner")
         self._changed = threading.Condition(threading.Lock())
-        self._idle: deque[ProcessWorker] = deque()
         self._all: dict[int, ProcessWorker] = {}
+        self._idle: deque[ProcessWorker] = deque()  # the one used last is at the right
+        self._held: set[ProcessWorker] = set()
         self._starting = 0
         self._wanted = 0
         self._failures = 0
-        self._failure = ""
+        self._failure = "none got ready in time"
         self._closed = False
         self._epoll: select.epoll | None = None
         self._bell = -1
@@ -83,42 +83,50 @@ class ProcessPool:
         """A live worker; blocks until one is ready.
 
         Raises:
-            HandoffError: the pool is closed, or processes die before they are ready.
+            HandoffError: the pool is closed, or workers die before they are ready.
         """
-        end = monotonic() + _START_TIMEOUT * _TRIES
+        end = monotonic() + _START_TIMEOUT
         with self._changed:
-            self._wanted += 1
             self._failures = 0
+            self._wanted += 1
             try:
                 while True:
                     if self._closed:
-                        raise HandoffError("the runtime's worker processes were stopped")
-                    while self._idle:
+                        raise HandoffError("the worker processes were stopped with their runtime")
+                    if self._idle:
                         worker = self._idle.pop()
-                        if worker.alive:
-                            return worker
+                        self._held.add(worker)
+                        break
                     if self._failures >= _TRIES or monotonic() > end:
                         raise HandoffError(
-                            f"a worker process cannot be started on node {self._node!r}: "
-                            f"{self._failure or 'none got ready in time'}; what it printed to "
-                            "stderr says more"
+                            f"no worker process can be started on node {self._node!r}: "
+                            f"{self._failure}; what it printed to stderr says more"
                         )
                     self._top_up()
                     self._changed.wait(end - monotonic())
             finally:
                 self._wanted -= 1
-                if not self._closed:
-                    self._top_up()
+            self._top_up()
+            return worker
 
     def release(self, worker: ProcessWorker) -> None:
         """Give a worker back, whatever state it is in."""
+        if worker.reusable and worker.taught > _KEPT_CODE:
+            with contextlib.suppress(WorkerLost):
+                worker.forget()
         with self._changed:
-            if worker.alive and not worker.ending and not self._closed:
-                if len(self._idle) <= self._limit:
+            self._held.discard(worker)
+            dead = worker.pid not in self._all
+            if not dead:
+                if worker.reusable and not self._closed and len(self._idle) <= self._limit:
                     self._idle.append(worker)
                     self._changed.notify()
-                    return
-        self._spawner.submit(lambda: self._dispose(worker, 1.0))
+                elif worker.reusable:
+                    worker.end()
+                else:
+                    worker.kill()
+        if dead:
+            worker.close(0.0)
 
     def describe(self) -> dict[str, Any]:
         """Counts and process ids for ``status()``."""
@@ -129,10 +137,10 @@ class ProcessPool:
                 "pids": sorted(self._all),
             }
 
-    # Starting. The lock is held.
+    # Starting.
 
     def _top_up(self) -> None:
-        """Start what is wanted; when nobody waits, one to spare."""
+        """Start what is wanted; when nobody waits, one to spare. The lock is held."""
         missing = max(self._wanted, 1) - len(self._idle) - self._starting
         for _ in range(missing):
             self._starting += 1
@@ -157,13 +165,10 @@ class ProcessPool:
             return
         with self._changed:
             self._all[worker.pid] = worker
-            self._by_fd[worker.fileno_control()] = worker
-            if worker.fileno_exit() >= 0:
-                self._by_fd[worker.fileno_exit()] = worker
             assert self._epoll is not None
-            for fd in (worker.fileno_control(), worker.fileno_exit()):
-                if fd >= 0:
-                    self._epoll.register(fd, select.EPOLLIN)
+            for fd in worker.descriptors():
+                self._by_fd[fd] = worker
+                self._epoll.register(fd, select.EPOLLIN)
 
     # The watcher: one thread reads the control sockets of all workers and sees them die.
 
@@ -186,11 +191,11 @@ class ProcessPool:
                 worker = self._by_fd.get(fd)
                 if worker is None:
                     continue
-                new = not worker.ready
+                was_ready = worker.ready
                 more = worker.on_control()
-                if new and worker.ready:
+                if worker.ready and not was_ready:
                     self._ready(worker)
-                if not more or fd == worker.fileno_exit():
+                if not more or fd != worker.descriptors()[0]:
                     self._ended(worker)
 
     def _ready(self, worker: ProcessWorker) -> None:
@@ -201,40 +206,30 @@ class ProcessPool:
             self._changed.notify()
         self._on_started(worker.pid)
 
-    def _unwatch(self, worker: ProcessWorker) -> None:
-        """Stop watching it. The lock is held."""
-        for fd in (worker.fileno_control(), worker.fileno_exit()):
-            if fd >= 0 and self._by_fd.pop(fd, None) is not None and self._epoll is not None:
-                self._epoll.unregister(fd)
-
     def _ended(self, worker: ProcessWorker) -> None:
-        """A process is dead."""
+        """A process is dead: stop watching it, and replace it if it is missed."""
         crash = worker.crash()
         with self._changed:
-            self._unwatch(worker)
+            if self._all.pop(worker.pid, None) is None:
+                return
+            for fd in worker.descriptors():
+                del self._by_fd[fd]
+                assert self._epoll is not None
+                self._epoll.unregister(fd)
             if not worker.ready:
                 self._starting -= 1
                 self._failures += 1
                 self._failure = f"process {crash.pid} {crash.reason} before it was ready"
-            was_idle = worker in self._idle
-            if was_idle:
+            with contextlib.suppress(ValueError):
                 self._idle.remove(worker)
-            if not self._closed and self._failures < _TRIES:
-                if self._wanted or not worker.ending:
-                    self._top_up()
+            if not self._closed and self._failures < _TRIES and not worker.ending:
+                self._top_up()
+            held = worker in self._held
             self._changed.notify_all()
-        if was_idle or not worker.ready:
-            self._dispose(worker, 0.0)
+        if not held:
+            worker.close(0.0)
         if worker.ready and not worker.ending:
             self._on_lost(crash)
-
-    def _dispose(self, worker: ProcessWorker, timeout: float) -> None:
-        """End a process and free what it held."""
-        worker.end()
-        with self._changed:
-            self._unwatch(worker)
-            self._all.pop(worker.pid, None)
-        worker.close(timeout)
 
     # Calls of the library from inside workers.
 
@@ -250,7 +245,7 @@ class ProcessPool:
         def carry_out() -> None:
             try:
                 answer, ok = self._on_request(worker, token, name, args, kwargs), True
-            except BaseException as error:  # noqa: BLE001  it is the caller's, in the worker
+            except BaseException as error:
                 answer, ok = error, False
             try:
                 worker.reply(number, ok, answer)
@@ -268,22 +263,28 @@ class ProcessPool:
         end = monotonic() + timeout
         with self._changed:
             self._closed = True
-            workers = list(self._all.values())
             self._changed.notify_all()
-        for worker in workers:
-            worker.end()
-        for worker in workers:
-            self._dispose(worker, end - monotonic())
+            for worker in self._all.values():
+                if worker.ready:
+                    worker.end()
+                else:
+                    worker.kill()
+            self._changed.wait_for(lambda: not self._all, timeout)
+            for worker in self._all.values():
+                worker.kill()
+            watched = self._watcher is not None
         self._spawner.close(max(1.0, end - monotonic()))
         with self._changed:
-            late = list(self._all.values())  # started while we closed
-        for worker in late:
-            self._dispose(worker, 0.0)
-        if self._watcher is not None:
+            for worker in self._all.values():  # one may have been started while we closed
+                worker.kill()
+            self._changed.wait_for(lambda: not self._all, 5.0)
+        if watched and self._watcher is not None and self._epoll is not None:
             os.eventfd_write(self._bell, 1)
             self._watcher.join(max(1.0, end - monotonic()))
-            assert self._epoll is not None
             self._epoll.close()
             os.close(self._bell)
+            self._watcher = None
+        for worker in list(self._held):
+            worker.close(0.0)
         for thread in list(self._requests):
             thread.join(max(0.1, end - monotonic()))

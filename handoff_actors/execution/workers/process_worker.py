@@ -1,9 +1,9 @@
 """A worker process as its parent sees it.
 
-``send`` and ``receive`` are for whoever has the worker, one thread at a time; everything else may be
-called by anyone. Guarantees that what was refused was not sent, that each attempt that was sent
-comes back once: as an outcome, as taken back, or lost with the process; and that nothing here
-waits for a process that is dead.
+``teach``, ``send``, ``receive`` and ``forget`` are for whoever has the worker, one thread at a
+time; everything else may be called by anyone. Guarantees that what was refused was not sent, that
+each attempt that was sent comes back once: as an outcome, as taken back, or lost with the process;
+and that nothing here waits for a process that is dead.
 """
 
 from __future__ import annotations
@@ -12,103 +12,47 @@ import contextlib
 import itertools
 import os
 import select
-import signal
+import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from handoff_actors.cluster.payload import Payload, dumps, loads
-from handoff_actors.cluster.remote_errors import dump_exception, load_exception
-from handoff_actors.errors import CrashedAttempt, SerializationError, describe
-from handoff_actors.execution.workers.child import (
+from handoff_actors.cluster.remote_errors import dump_exception
+from handoff_actors.errors import CrashedAttempt, SerializationError
+from handoff_actors.execution.workers.exits import WorkerLost, exit_reason
+from handoff_actors.execution.workers.framing import (
     CANCEL,
     HELLO,
     REPLY,
     REQUEST,
     TAKE,
     TAKEN,
-)
-from handoff_actors.execution.workers.frames import (
-    PLAIN,
     FrameReader,
     Slots,
     payload_of,
     send_frame,
 )
+from handoff_actors.execution.workers.packing import (
+    Outcome,
+    Refused,
+    WorkItem,
+    dump_call,
+    pack,
+    unpack,
+)
 from handoff_actors.execution.workers.spawn import Started
 from handoff_actors.graph.calls import Call
 
-Values = Mapping[int, Any] | Sequence[Any]
 Request = Callable[["ProcessWorker", int, int, str, tuple[Any, ...], dict[str, Any]], None]
 
 _LATE = 1.0
-"""Seconds a process that is ready to be read may take to be gone."""
-
-
-class WorkItem(NamedTuple):
-    """One attempt.
-
-    Attributes:
-        token: names the attempt; no two that a worker holds are equal.
-        key: what its function was taught as.
-        function_id: the function's id.
-        attempt: 1 for the first.
-        values: the values of the indices that the call names: a mapping, or, when the call's
-            sources are just 0, 1, 2 and so on, a tuple.
-    """
-
-    token: int
-    key: int
-    function_id: Hashable
-    attempt: int
-    values: Values
-
-
-class Outcome(NamedTuple):
-    """How an attempt ended.
-
-    Attributes:
-        token: which.
-        ok: whether ``value`` is its result; else it is the exception.
-        value: see ``ok``.
-        started: when, by ``time.perf_counter()`` of any process of this machine.
-        ended: when.
-    """
-
-    token: int
-    ok: bool
-    value: Any
-    started: float
-    ended: float
-
-
-class WorkerLost(Exception):  # noqa: N818  an event of the world, not a mistake
-    """The process is dead; ``crash`` says how it died."""
-
-    def __init__(self, crash: CrashedAttempt) -> None:
-        super().__init__(f"process {crash.pid} {crash.reason}")
-        self.crash = crash
-
-
-def check_call(call: Call, dag_id: Hashable) -> None:
-    """Refuse a call that cannot be sent to a process.
-
-    Raises:
-        SerializationError: names the function, and what of its code it is.
-    """
-    _dump_call(call, dag_id)
-
-
-def _dump_call(call: Call, dag_id: Hashable = None) -> Payload:
-    try:
-        return dumps(call, f"code of function {describe(call.id)}")
-    except SerializationError as error:
-        error.function_id = call.id
-        error.dag_id = dag_id
-        raise
+"""Seconds a process that has closed its sockets may take to be gone."""
+_TELL_TIMEOUT = 60.0
+"""Seconds to wait for the turn to write to a process that reads slowly."""
 
 
 class ProcessWorker:
@@ -119,15 +63,22 @@ class ProcessWorker:
         node: the name of the node it works for.
         on_request: called when its code calls the library, with the worker, the attempt, the
             number to ``reply`` to, and name, args and kwargs; must not block.
+
+    Attributes:
+        pid: its process id.
+        ready: it has said that it is there.
+        ending: we ended it: its death is no news.
     """
 
     def __init__(self, started: Started, node: str, on_request: Request) -> None:
         self.pid = started.process.pid
-        self.node = node
         self.ready = False
         self.ending = False
-        self._started = started
+        self._node = node
+        self._process = started.process
+        self._pidfd = started.pidfd
         self._work = started.work
+        self._control = started.control
         self._on_request = on_request
         self._reader = FrameReader(started.work)
         self._control_reader = FrameReader(started.control)
@@ -138,15 +89,13 @@ class ProcessWorker:
         self._frame_of: dict[int, int] = {}
         self._known: set[int] = set()
         self._lessons: list[tuple[int, Payload]] = []
+        self._taught = 0
         self._numbers = itertools.count(1)
         self._takes: dict[int, _Take] = {}
         self._crash: CrashedAttempt | None = None
         self._crash_lock = threading.Lock()
         self._closed = False
-        self._waiting = select.poll()
-        self._waiting.register(started.work, select.POLLIN)
-        if started.pidfd >= 0:
-            self._waiting.register(started.pidfd, select.POLLIN)
+        self._waiting = self._poll(self._work, select.POLLIN)
 
     def __repr__(self) -> str:
         return f"<ProcessWorker {self.pid} {'alive' if self.alive else 'dead'}>"
@@ -156,13 +105,26 @@ class ProcessWorker:
         """Whether the process lives, as far as is known."""
         return self._crash is None and not self._closed
 
-    def fileno_control(self) -> int:
-        """The descriptor that is readable when ``on_control`` has something to do."""
-        return self._started.control.fileno()
+    @property
+    def reusable(self) -> bool:
+        """Whether somebody else may have it: it lives, and holds nothing of anybody."""
+        return self.alive and not self.ending and not self._frame_of
 
-    def fileno_exit(self) -> int:
-        """The descriptor that is readable when the process is dead; -1 where there is none."""
-        return self._started.pidfd
+    @property
+    def taught(self) -> int:
+        """Bytes of the calls that the process knows."""
+        return self._taught
+
+    def descriptors(self) -> list[int]:
+        """What is readable when ``on_control`` has something to do or the process is dead."""
+        return [fd for fd in (self._control.fileno(), self._pidfd) if fd >= 0]
+
+    def _poll(self, sock: socket.socket, events: int) -> select.poll:
+        poll = select.poll()
+        poll.register(sock, events)
+        if self._pidfd >= 0:
+            poll.register(self._pidfd, select.POLLIN)
+        return poll
 
     # Work.
 
@@ -176,27 +138,34 @@ class ProcessWorker:
         Raises:
             SerializationError: it cannot be sent: names the function, and what of it.
         """
-        self._lessons.append((key, _dump_call(call)))
+        payload = dump_call(call)
+        self._taught += payload.nbytes
+        self._lessons.append((key, payload))
         self._known.add(key)
 
-    def forget(self, keys: Iterable[int]) -> None:
-        """Have the process forget calls."""
-        known = self._known.intersection(keys)
+    def forget(self, keys: Iterable[int] | None = None) -> None:
+        """Have the process forget calls; without ``keys`` all of them.
+
+        Raises:
+            WorkerLost: the process is dead.
+        """
+        known = self._known if keys is None else self._known.intersection(keys)
         if not known:
             return
-        self._known -= known
+        forgotten = list(known)
         self._lessons = [lesson for lesson in self._lessons if lesson[0] not in known]
-        with self._io:
-            self._push((next(self._frames), None, (), list(known), ()), ())
+        self._known = self._known.difference(forgotten)
+        if not self._known:
+            self._taught = 0
+        self._push((next(self._frames), None, (), forgotten, ()), ())
 
-    def send(
-        self, dag_id: Hashable, items: Sequence[WorkItem]
-    ) -> list[tuple[int, SerializationError]]:
-        """Send attempts; returns as soon as the process has, or will find, all of them.
+    def send(self, dag_id: Hashable, items: Sequence[WorkItem]) -> Refused:
+        """Send attempts.
 
         Args:
             dag_id: whose attempts they are.
-            items: the attempts, in the order in which they are to run.
+            items: the attempts, in the order in which they are to run; the process was taught
+                their calls.
 
         Returns:
             Those that cannot be sent, and why; the others were.
@@ -205,64 +174,34 @@ class ProcessWorker:
             WorkerLost: the process is dead.
         """
         slots = Slots()
-        refused: list[tuple[int, SerializationError]] = []
-        tokens, keys, ids, attempts, values = map(list, zip(*items, strict=True))
-        refs: dict[int, dict[int, int]] = {}
-        made: dict[int, int] = {}
-        is_plain = PLAIN.issuperset
-        for i, given in enumerate(values):
-            if given.__class__ is tuple:
-                if is_plain(map(type, given)):
-                    continue
-            elif is_plain(map(type, given.values())):
-                continue
-            try:
-                values[i], refs[i] = _pack(slots, made, given, items[i])
-            except SerializationError as error:
-                error.dag_id = dag_id
-                refused.append((tokens[i], error))
-        if refused:
-            gone = {token for token, _ in refused}
-            rest = [item for item in items if item.token not in gone]
-            if rest:
-                refused += self.send(dag_id, rest)
+        columns, refused = pack(dag_id, items, slots)
+        if columns is None:
             return refused
-        odd: dict[int, int] = {}
-        if not is_plain(map(type, ids)):
-            for i, id_ in enumerate(ids):
-                if type(id_) not in PLAIN:
-                    odd[i] = slots.add(dumps(id_, f"id of function {describe(id_)}"))
-                    ids[i] = None
-        dag_slot = -1
-        if type(dag_id) not in PLAIN:
-            dag_slot, dag_id = slots.add(dumps(dag_id, "dag_id")), None
         lessons = [(key, slots.add(payload)) for key, payload in self._lessons]
         self._lessons.clear()
         number = next(self._frames)
-        columns = (dag_id, dag_slot, tokens, keys, ids, odd, attempts, values, refs)
-        self._frame_of.update(dict.fromkeys(tokens, number))
-        with self._io:
-            self._push((number, columns, lessons, (), slots.slots), slots.buffers)
+        self._frame_of.update(dict.fromkeys(columns[2], number))
+        self._push((number, columns, lessons, (), slots.slots), slots.buffers)
         return refused
 
     def _push(self, message: Any, buffers: Sequence[Any]) -> None:
-        try:
-            send_frame(self._work, message, buffers, self._blocked)
-        except (OSError, EOFError):
-            raise WorkerLost(self.crash()) from None
+        with self._io:
+            if self._closed:
+                raise WorkerLost(self.crash())
+            try:
+                send_frame(self._work, message, buffers, self._blocked)
+            except (OSError, EOFError):
+                raise WorkerLost(self.crash()) from None
 
     def _blocked(self) -> None:
-        """The process does not read: it may be unable to write, so read meanwhile."""
-        waiting = select.poll()
-        waiting.register(self._work, select.POLLIN | select.POLLOUT)
-        if self._started.pidfd >= 0:
-            waiting.register(self._started.pidfd, select.POLLIN)
-        for fd, _ in waiting.poll():
-            if fd == self._started.pidfd:
-                raise EOFError
-        frame = self._reader.read()
-        if frame is not None:
-            self._inbox.append(frame)
+        """The process does not read: perhaps because nobody reads what it writes."""
+        ready = dict(self._poll(self._work, select.POLLIN | select.POLLOUT).poll())
+        if self._pidfd in ready:
+            raise EOFError
+        if ready[self._work.fileno()] & select.POLLIN:
+            frame = self._reader.read()
+            if frame is not None:
+                self._inbox.append(frame)
 
     def receive(self, timeout: float | None = None) -> list[Outcome]:
         """Wait for outcomes.
@@ -278,38 +217,25 @@ class ProcessWorker:
         """
         end = None if timeout is None else monotonic() + timeout
         with self._io:
-            while True:
-                try:
-                    frame = self._inbox.popleft() if self._inbox else self._reader.read()
-                except (OSError, EOFError):
-                    raise WorkerLost(self.crash()) from None
-                if frame is not None:
-                    outcomes = self._outcomes(*frame)
-                    if outcomes:
-                        return outcomes
-                    continue
-                left = None if end is None else max(0.0, end - monotonic()) * 1e3
-                ready = self._waiting.poll(left)
-                if not ready:
-                    return []
-                if len(ready) == 1 and ready[0][0] == self._started.pidfd:
-                    raise WorkerLost(self.crash())
-
-    def _outcomes(self, message: Any, buffers: list[bytearray]) -> list[Outcome]:
-        tokens, values, started, ended, pickled, slots = message
+            if self._closed:
+                raise WorkerLost(self.crash())
+            try:
+                frame = self._inbox.popleft() if self._inbox else self._reader.buffered()
+                while frame is None:
+                    left = None if end is None else max(0.0, end - monotonic()) * 1e3
+                    ready = self._waiting.poll(left)
+                    if not ready:
+                        return []
+                    frame = self._reader.read()
+                    if frame is None and any(fd == self._pidfd for fd, _ in ready):
+                        raise EOFError
+            except (OSError, EOFError):
+                raise WorkerLost(self.crash()) from None
+        outcomes = unpack(*frame)
         frame_of = self._frame_of
-        for token in tokens:
-            frame_of.pop(token, None)
-        if not pickled:
-            make = Outcome._make
-            return [
-                make((token, True, value, begin, end))
-                for token, value, begin, end in zip(tokens, values, started, ended, strict=True)
-            ]
-        oks = [True] * len(tokens)
-        for i, slot, ok in pickled:
-            oks[i], values[i] = _load(payload_of(slots[slot], buffers), ok)
-        return list(map(Outcome, tokens, oks, values, started, ended))
+        for outcome in outcomes:
+            frame_of.pop(outcome[0], None)
+        return outcomes
 
     # Control.
 
@@ -324,18 +250,14 @@ class ProcessWorker:
             Those that will never run there. None if the process does not answer in time; should
             it then have taken some back all the same, it is killed, so that none is lost unseen.
         """
-        groups: dict[int, list[int]] = {}
-        for token in tokens:
-            number = self._frame_of.get(token)
-            if number is not None:
-                groups.setdefault(number, []).append(token)
+        groups = self._by_frame(tokens)
         if not groups or not self.alive:
             return []
         take = _Take()
         number = next(self._numbers)
         self._takes[number] = take
         try:
-            self._tell(TAKE, number, list(groups.items()), timeout=timeout)
+            self._tell(TAKE, number, groups, timeout=timeout)
         except OSError:
             self._takes.pop(number, None)
             return []
@@ -348,8 +270,18 @@ class ProcessWorker:
 
     def cancel(self, tokens: Iterable[int]) -> None:
         """Have ``current().cancelled()`` say so in these attempts; coroutines are cancelled."""
-        with contextlib.suppress(OSError):
-            self._tell(CANCEL, 0, list(tokens))
+        groups = self._by_frame(tokens)
+        if groups:
+            with contextlib.suppress(OSError):
+                self._tell(CANCEL, 0, groups)
+
+    def _by_frame(self, tokens: Iterable[int]) -> list[tuple[int, list[int]]]:
+        groups: dict[int, list[int]] = {}
+        for token in tokens:
+            number = self._frame_of.get(token)
+            if number is not None:
+                groups.setdefault(number, []).append(token)
+        return list(groups.items())
 
     def reply(self, number: int, ok: bool, value: Any) -> None:
         """Answer a request.
@@ -374,25 +306,20 @@ class ProcessWorker:
         number: int,
         content: Any,
         buffers: Sequence[Any] = (),
-        timeout: float = 60.0,
+        timeout: float = _TELL_TIMEOUT,
     ) -> None:
         if not self._control_lock.acquire(timeout=timeout):
             raise TimeoutError
         try:
             if self._closed:
                 raise BrokenPipeError
-            send_frame(self._started.control, (kind, number, content), buffers, self._wait_control)
+            send_frame(self._control, (kind, number, content), buffers, self._control_blocked)
         finally:
             self._control_lock.release()
 
-    def _wait_control(self) -> None:
-        waiting = select.poll()
-        waiting.register(self._started.control, select.POLLOUT)
-        if self._started.pidfd >= 0:
-            waiting.register(self._started.pidfd, select.POLLIN)
-        for fd, _ in waiting.poll():
-            if fd == self._started.pidfd:
-                raise BrokenPipeError
+    def _control_blocked(self) -> None:
+        if self._pidfd in dict(self._poll(self._control, select.POLLOUT).poll()):
+            raise BrokenPipeError
 
     def on_control(self) -> bool:
         """Handle what came on the control socket; one thread calls this.
@@ -414,7 +341,7 @@ class ProcessWorker:
         elif kind == TAKEN:
             take = self._takes.pop(number, None)
             if take is not None and not take.answer(content) and content:
-                self.kill()
+                self._process.kill()
         elif kind == REQUEST:
             token, name, slot = content
             try:
@@ -428,52 +355,58 @@ class ProcessWorker:
 
     def crash(self) -> CrashedAttempt:
         """How the process died; one that is no use any more but still lives is killed."""
-        process = self._started.process
         with self._crash_lock:
             if self._crash is None:
-                try:
-                    code: int | None = process.wait(_LATE)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    code = process.wait()
-                self._crash = CrashedAttempt(self.node, self.pid, code, exit_reason(code))
+                if not self._wait(_LATE):
+                    self._process.kill()
+                code = self._process.wait()
+                reason = exit_reason(code, self.ending)
+                self._crash = CrashedAttempt(self._node, self.pid, code, reason)
         for number in list(self._takes):
             take = self._takes.pop(number, None)
             if take is not None:
                 take.answer([])
         return self._crash
 
+    def _wait(self, timeout: float) -> bool:
+        """Whether the process ends within so many seconds."""
+        if self._pidfd >= 0 and not self._closed:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            return bool(poll.poll(max(0.0, timeout) * 1e3))
+        try:
+            self._process.wait(max(0.0, timeout))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def kill(self) -> None:
         """Kill the process; ``receive`` then raises ``WorkerLost``."""
         self.ending = True
-        self._started.process.kill()
+        self._process.kill()
 
     def end(self) -> None:
         """Ask the process to end once it has done what it was sent."""
         self.ending = True
         with contextlib.suppress(OSError):
-            self._work.shutdown(1)
+            self._work.shutdown(socket.SHUT_WR)
 
     def close(self, timeout: float) -> None:
         """End the process: politely, and after ``timeout`` seconds by force; free what it held."""
         self.end()
-        process = self._started.process
-        try:
-            process.wait(max(0.0, timeout))
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with self._crash_lock:
+            if not self._wait(timeout):
+                self._process.kill()
         self.crash()
-        with self._control_lock:
+        with self._control_lock, self._io:
             if self._closed:
                 return
             self._closed = True
-        with self._io:
             self._work.close()
-            self._started.control.close()
-            if self._started.pidfd >= 0:
-                os.close(self._started.pidfd)
-        self._frame_of.clear()
-        self._inbox.clear()
+            self._control.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+            self._inbox.clear()
 
 
 class _Take:
@@ -503,57 +436,3 @@ class _Take:
         with self._lock:
             self._over = True
             return self._taken
-
-
-def _pack(
-    slots: Slots, made: dict[int, int], given: Values, item: WorkItem
-) -> tuple[dict[int, Any], dict[int, int]]:
-    """Values of which some are not plain: the plain ones, and the slots of the others."""
-    plain: dict[int, Any] = {}
-    refs: dict[int, int] = {}
-    pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
-    for number, value in pairs:
-        if type(value) in PLAIN:
-            plain[number] = value
-            continue
-        slot = made.get(id(value))
-        if slot is None:
-            what = f"argument {number} of function {describe(item.function_id)}"
-            try:
-                payload = dumps(value, what)
-            except SerializationError as error:
-                error.function_id = item.function_id
-                raise
-            slot = made[id(value)] = slots.add(payload)
-        refs[number] = slot
-    return plain, refs
-
-
-def _load(payload: Payload, ok: bool) -> tuple[bool, Any]:
-    try:
-        return (True, loads(payload, "result")) if ok else (False, load_exception(payload))
-    except Exception as error:  # noqa: BLE001  a user's class may raise anything when it is made
-        return False, error
-
-
-def exit_reason(code: int | None) -> str:
-    """The end of a process in words.
-
-    Args:
-        code: as ``subprocess`` gives it; negative is the number of a signal.
-    """
-    if code is None:
-        return "ended in an unknown way"
-    if code >= 0:
-        return f"exited with code {code} (does the function end its process?)"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hints = {
-        "SIGKILL": " (was the machine out of memory?)",
-        "SIGSEGV": " (a fault in native code)",
-        "SIGBUS": " (a fault in native code, or a full shared memory)",
-        "SIGABRT": " (native code gave up)",
-    }
-    return f"was killed by {name}{hints.get(name, '')}"

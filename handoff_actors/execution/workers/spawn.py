@@ -2,8 +2,8 @@
 
 Guarantees that all are started by one thread, which lives until the last of them is gone (the
 kernel ends a child when the *thread* that started it ends), that they see the same interpreter
-flags, module path, directory and environment as their parent, that none imports the user's
-``__main__``, and that they hold no descriptor but their two sockets and the standard streams.
+flags, arguments, module path, directory and environment as their parent, that none imports the
+user's ``__main__``, and that they hold no descriptor but two sockets and the standard streams.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_PROGRAM = (
-    "import sys; work, control, parent, node, *sys.path = sys.argv[1:]; sys.argv[1:] = (); "
-    "from handoff_actors.execution.workers.child import main; "
-    "main(int(work), int(control), int(parent), node)"
-)
+_SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap.py")
 
 
 @dataclass(slots=True)
@@ -61,11 +57,12 @@ def start(node: str) -> Started:
             [
                 sys.executable,
                 *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]  # noqa: SLF001
-                "-c",
-                _PROGRAM,
+                _SCRIPT,
                 *map(str, there),
                 str(os.getpid()),
                 node,
+                str(len(sys.argv)),
+                *map(str, sys.argv),
                 *[entry for entry in sys.path if isinstance(entry, str)],
             ],
             stdin=subprocess.DEVNULL,

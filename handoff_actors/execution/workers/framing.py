@@ -21,6 +21,9 @@ from handoff_actors.cluster.payload import Payload
 PLAIN = frozenset({int, float, bool, complex, str, type(None)})
 """Exact types that go into the head of a frame as they are: reading them cannot fail."""
 
+# Kinds of control messages: the first three are for the parent, the others for the child.
+HELLO, TAKEN, REQUEST, TAKE, CANCEL, REPLY = range(6)
+
 Slot = Any
 """Where a value is: its pickle itself, or (first buffer of the frame, number of its buffers)."""
 
@@ -46,6 +49,11 @@ class Slots:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.buffers: list[Any] = []
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.slots.clear()
+        self.buffers.clear()
 
     def add(self, payload: Payload) -> int:
         """Put a value into the frame; the number of its slot."""
@@ -152,6 +160,10 @@ class FrameReader:
                 self._fill()
             except BlockingIOError:
                 return None
+
+    def buffered(self) -> tuple[Any, list[bytearray]] | None:
+        """A frame that is here already; asks the system for nothing."""
+        return self._next() if self._targets is None else None
 
     def _next(self) -> tuple[Any, list[bytearray]] | None:
         """A small frame that is there whole; of any other, prepare to read the rest."""
