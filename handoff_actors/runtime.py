@@ -1,100 +1,54 @@
-"""Runtime: one supervision tree with its configuration and its life, and all that can be asked of it.
-
-    Supervisor
-    ├─ result_store          ├─ resource_tracker        ├─ data_location_registry
-    ├─ worker_supervisor     ├─ execution_supervisor    ├─ pipeline_supervisor
-    ├─ distributed_executor  └─ distributed_result_store
-
-Everything that must survive a crash of these is made here, before they are: tables, the roster of
-workers, the desk where runs are answered.
-"""
+"""Runtime: all that can be asked of a supervised runtime; its life is in ``life``."""
 
 from __future__ import annotations
 
-import atexit
-import itertools
 import os
 import platform
-import secrets
-import socket
-import threading
-import time
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, TypedDict, Unpack
 
 from handoff_actors._version import __version__
 from handoff_actors.actors.calls import Ref
-from handoff_actors.actors.dynamic_supervisor import DynamicSupervisor
-from handoff_actors.actors.reasons import Exit, Reason, reason_text
-from handoff_actors.actors.server import Actor
-from handoff_actors.actors.specs import ChildSpec, SupervisorFlags
-from handoff_actors.actors.supervisor import Supervisor
-from handoff_actors.actors.system import ActorSystem
-from handoff_actors.actors.table import Table
 from handoff_actors.errors import (
     ConfigurationError,
     HandoffError,
     NodeDownError,
     NodeUnreachableError,
-    NotStartedError,
     ResultTimeoutError,
-    RunCancelledError,
-    RuntimeFailedError,
     ValueNotFoundError,
     describe,
 )
-from handoff_actors.events import ActorCrashed, Event, EventBus, RuntimeFailed, Subscription, log
+from handoff_actors.events import Event, Subscription
 from handoff_actors.execution.admission import prepare
 from handoff_actors.execution.context import place
-from handoff_actors.execution.executor import Admit, Desk, Discard, DistributedExecutor, Entry
+from handoff_actors.execution.executor import Admit, Discard
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
-from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.synchronous import run_here
 from handoff_actors.execution.workers.roster import Workers
-from handoff_actors.execution.workers.supervisor import Describe, WorkerSupervisor
+from handoff_actors.execution.workers.supervisor import Describe
 from handoff_actors.graph.dag import DAG
-from handoff_actors.options import Options, StartOptions
-from handoff_actors.resources.allocator import Allocator, by_name
+from handoff_actors.life import Life
+from handoff_actors.resources.allocator import Allocator
 from handoff_actors.resources.capabilities import MICRO, NodeCapacity, to_micro
-from handoff_actors.resources.machine import machine_capabilities
 from handoff_actors.resources.tracker import (
     Available as AvailableResources,
 )
 from handoff_actors.resources.tracker import (
     Claims,
-    Contention,
     Discover,
     Fits,
     RegisterNode,
-    ResourceTracker,
 )
 from handoff_actors.results.distributed import (
     ClearEverywhere,
-    DistributedResultStore,
     Fetch,
     Locate,
     StoreResult,
     Synchronize,
 )
-from handoff_actors.results.locations import DataLocationRegistry, RegisterLocation
-from handoff_actors.results.store import Available, Await, Get, GiveUp, Put, ResultStore
+from handoff_actors.results.locations import RegisterLocation
+from handoff_actors.results.store import Await, Get, GiveUp, Put
 from handoff_actors.status import ActorStatus, ClaimStatus, NodeInfo, RunStatus, RuntimeStatus
-
-_running: weakref.WeakSet[Runtime] = weakref.WeakSet()
-_names = itertools.count(1)
-
-NAMES = (
-    "result_store",
-    "resource_tracker",
-    "data_location_registry",
-    "worker_supervisor",
-    "execution_supervisor",
-    "pipeline_supervisor",
-    "distributed_executor",
-    "distributed_result_store",
-)
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -133,25 +87,7 @@ def _complete(options: SubmitOptions) -> dict[str, Any]:
     return {**_DEFAULTS, **options}
 
 
-def _forked() -> None:
-    """In a forked child: its threads are not there, so nothing of the runtime is."""
-    for runtime in list(_running):
-        runtime._forget()  # noqa: SLF001  the same class
-    _running.clear()
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
-def _stop_all() -> None:
-    for runtime in list(_running):
-        runtime.stop()
-
-
-atexit.register(_stop_all)
-
-
-class Runtime:
+class Runtime(Life):
     """A supervised runtime. Independent of any other in the process. A context manager too.
 
     Args:
@@ -173,250 +109,6 @@ class Runtime:
     Raises:
         ConfigurationError: an option has a value that cannot be used.
     """
-
-    def __init__(self, **options: Unpack[StartOptions]) -> None:
-        try:
-            self.options = Options(**options)
-        except TypeError as error:
-            raise ConfigurationError(f"start() has no such option: {error}") from None
-        by_name(self.options.allocator)
-        if self.options.capabilities is not None:
-            to_micro(self.options.capabilities, "capabilities")
-        self._lock = threading.RLock()
-        self._system: ActorSystem | None = None
-        self._failure: RuntimeFailedError | None = None
-        number = next(_names)
-        suffix = "" if number == 1 else f"-{number}"
-        self._name = self.options.name or f"{socket.gethostname()}-{os.getpid()}{suffix}"
-        self.authkey = self._authkey()
-        self.events = EventBus()
-
-    def _authkey(self) -> str:
-        key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or secrets.token_hex(32)
-        return key.hex() if isinstance(key, bytes) else key
-
-    # Its life.
-
-    def start(self) -> Runtime:
-        """Start the tree; returns when all of it is up. Nothing happens if it runs already."""
-        with self._lock:
-            if self._system is not None:
-                return self
-            self._failure = None
-            self.events = EventBus()
-            self._restarts: dict[str, int] = {}
-            self._keys = itertools.count(1)
-            self._submitted: weakref.WeakValueDictionary[int, Run] = weakref.WeakValueDictionary()
-            options = self.options
-            system = ActorSystem(f"handoff-{self._name}")
-            self._contention = Contention()
-            self._workers = Workers(
-                system,
-                self._name,
-                max_workers=options.max_workers,
-                isolation=options.isolation,
-                events=self.events,
-                contention=self._contention,
-                runtime=self,
-                forward=self._forwarded,
-            )
-            self._runs: Table[int, Entry] = Table()
-            self._desk = Desk(self._workers, self._runs, options.max_retained_runs)
-            self._offered: dict[str, dict[str, float]] = {}
-            self._system = system
-            try:
-                self._root = system.start(
-                    Supervisor(
-                        self._children(),
-                        SupervisorFlags("one_for_one", options.max_restarts, options.max_seconds),
-                        on_restart=self._on_restart,
-                        on_give_up=self._on_give_up,
-                    ),
-                    "supervisor",
-                )
-                refs = self._refs = {name: self._require(name) for name in NAMES}
-                self._workers.tracker = refs["resource_tracker"]
-                self._workers.on_available(self._on_available)
-                self._desk.executor = refs["distributed_executor"]
-                self._desk.store = refs["result_store"]
-                self.register_local_node(
-                    machine_capabilities() if options.capabilities is None else options.capabilities
-                )
-            except BaseException:
-                self._system = None
-                system.close(0.1)
-                raise
-            _running.add(self)
-        log.info("runtime_started", node=self._name, version=__version__)
-        return self
-
-    def _require(self, name: str) -> Ref:
-        assert self._system is not None
-        ref = self._system.names.whereis(name)
-        assert ref is not None, name
-        return ref
-
-    def _children(self) -> list[ChildSpec]:
-        options = self.options
-        restarts, seconds = options.max_restarts, options.max_seconds
-        store_table: Table[Any, Any] = Table()
-        tracker_table: Table[Any, Any] = Table()
-        location_table: Table[Any, Any] = Table()
-        flags = SupervisorFlags("one_for_one", restarts, seconds)
-
-        def spec(name: str, start: Callable[[], Actor], **more: Any) -> ChildSpec:
-            return ChildSpec(name, start, name=name, **more)
-
-        supervisor = {"type": "supervisor", "shutdown": options.shutdown_timeout + 1.0}
-        return [
-            spec("result_store", lambda: ResultStore(store_table, self._desk.runs)),
-            spec(
-                "resource_tracker",
-                lambda: ResourceTracker(
-                    tracker_table, contention=self._contention, tracker=options.resource_tracker
-                ),
-            ),
-            spec("data_location_registry", lambda: DataLocationRegistry(location_table)),
-            spec(
-                "worker_supervisor",
-                lambda: WorkerSupervisor(self._workers, options.shutdown_timeout),
-                **supervisor,
-            ),
-            spec(
-                "execution_supervisor",
-                lambda: DynamicSupervisor(flags, on_restart=self._on_restart),
-                **supervisor,
-            ),
-            spec(
-                "pipeline_supervisor",
-                lambda: DynamicSupervisor(flags, on_restart=self._on_restart),
-                **supervisor,
-            ),
-            spec(
-                "distributed_executor",
-                lambda: DistributedExecutor(
-                    self._desk, self._require("execution_supervisor"), restarts, seconds
-                ),
-            ),
-            spec(
-                "distributed_result_store",
-                lambda: DistributedResultStore(
-                    self._name,
-                    self._require("result_store"),
-                    self._require("data_location_registry"),
-                ),
-            ),
-        ]
-
-    def stop(self) -> None:
-        """Cancel what runs and end everything, in order. Idempotent, also before ``start()``.
-
-        Code that is still running gets ``shutdown_timeout`` seconds; a thread that does not end
-        then is abandoned (a daemon, named in the log), a process is killed.
-        """
-        with self._lock:
-            system, self._system = self._system, None
-            if system is None:
-                return
-            _running.discard(self)
-            deadline = time.monotonic() + self.options.shutdown_timeout
-            for entry in list(self._runs.view.values()):
-                if entry.run is not None:
-                    self._cancel(entry.data, entry.run)
-            if not self._contains_current_thread(system):
-                self.events.flush(0.2)
-            root = self._root.incarnation
-            if root is not None and root.exit(Exit.SHUTDOWN):
-                root.ended.wait(self.options.shutdown_timeout + 3.0)
-            abandoned = system.close(max(0.2, deadline - time.monotonic()))
-            self.events.close()
-        if abandoned:
-            log.warning("threads_abandoned", node=self._name, threads=abandoned)
-        log.info("runtime_stopped", node=self._name)
-
-    @staticmethod
-    def _contains_current_thread(system: ActorSystem) -> bool:
-        return system.carriers.carries_current_thread()
-
-    @staticmethod
-    def _cancel(data: RunData, run: Run) -> None:
-        error = RunCancelledError(
-            f"the run of DAG {data.dag_id!r} was cancelled, as its runtime stopped",
-            dag_id=data.dag_id,
-            function_id=None,
-        )
-        data.stopping = True
-        run.settle(None, error)
-
-    def _forget(self) -> None:
-        """After a fork: be as if never started."""
-        self._lock = threading.RLock()
-        self._system = None
-        self.events = EventBus()
-
-    def __enter__(self) -> Runtime:
-        return self.start()
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def running(self) -> bool:
-        """Whether it is started, and its tree has not given up."""
-        return self._system is not None and self._failure is None
-
-    def _on_restart(self, name: str, reason: Reason) -> None:
-        self._restarts[name] = self._restarts.get(name, 0) + 1
-        log.warning("actor_restarted", node=self._name, actor=name, reason=reason_text(reason))
-        self.events.publish(ActorCrashed(name=name, reason=reason_text(reason), restarted=True))
-
-    def _on_give_up(self, cause: Reason) -> Reason:
-        error = RuntimeFailedError(
-            f"the runtime {self._name} gave up: its actors crashed more than "
-            f"{self.options.max_restarts} times in {self.options.max_seconds} s, first of "
-            f"{reason_text(cause)}; stop() it and start() again",
-            cause=cause if isinstance(cause, BaseException) else None,
-        )
-        if isinstance(cause, BaseException):
-            error.__cause__ = cause
-        self._failure = error
-        for entry in list(self._runs.view.values()):
-            if entry.run is not None:
-                entry.data.stopping = True
-                entry.run.settle(None, error)
-        log.error("runtime_failed", node=self._name, reason=str(error))
-        self.events.publish(RuntimeFailed(reason=str(error)))
-        if self.options.on_failure is not None:
-            callback = self.options.on_failure
-            threading.Thread(
-                target=lambda: self._tell_failure(callback, error),
-                name="handoff-failure",
-                daemon=True,
-            ).start()
-        return error
-
-    @staticmethod
-    def _tell_failure(
-        callback: Callable[[BaseException], object], error: RuntimeFailedError
-    ) -> None:
-        try:
-            callback(error)
-        except Exception as raised:
-            log.error("on_failure_raised", error=describe(raised), exc_info=raised)
-
-    def _ref(self, name: str) -> Ref:
-        if self._failure is not None:
-            raise self._failure
-        if self._system is None:
-            raise NotStartedError(
-                f"runtime {self._name} is not running: call start() first (in a forked child too)"
-            )
-        return self._refs[name]
 
     # Running DAGs.
 
@@ -638,10 +330,6 @@ class Runtime:
         """
         self._ref("distributed_executor").call(Discard(dag_id))
         self._ref("distributed_result_store").call(ClearEverywhere(dag_id))
-
-    def _on_available(self, data: RunData, indices: Sequence[int]) -> None:
-        ids = tuple(data.plan.ids[i] for i in indices)
-        self._refs["result_store"].cast(Available(data, ids))
 
     # Nodes.
 
