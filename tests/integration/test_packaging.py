@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import statistics
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -49,12 +51,20 @@ def test_each_public_name_is_there_and_documented(name):
                 assert code.__doc__, f"{name}.{member}"
 
 
-@pytest.mark.parametrize("name", ["aio", "testing"])
-def test_the_lazy_modules_say_what_they_offer(name):
-    module = importlib.import_module(f"handoff_actors.{name}")
-    assert module.__all__
-    for each in module.__all__:
-        assert inspect.getdoc(getattr(module, each)), each
+def test_aio_has_the_functions_of_the_face():
+    aio = importlib.import_module("handoff_actors.aio")
+    default = importlib.import_module("handoff_actors.default")
+    names = {name for name in handoff_actors.__all__ if hasattr(default, name)}
+    assert "execute" in names
+    for name in {n for n in names if inspect.isfunction(getattr(default, n))}:
+        assert inspect.getdoc(getattr(aio, name)), name
+
+
+def test_testing_says_what_it_offers():
+    testing = importlib.import_module("handoff_actors.testing")
+    assert set(testing.__all__) == {"InjectedCrash", "crash"}
+    for name in testing.__all__:
+        assert inspect.getdoc(getattr(testing, name)), name
 
 
 def test_every_error_is_exported():
@@ -70,6 +80,17 @@ def test_every_error_is_exported():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = handoff_actors.nothing_like_it
+
+
+def test_the_example_of_the_readme_prints_what_it_says(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code, said = re.search(r"```python\n(.*?)```\n.*?```text\n(.*?)```", readme, re.DOTALL).groups()
+    script = tmp_path / "readme.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == said
 
 
 def test_import_loads_nothing_heavy():
