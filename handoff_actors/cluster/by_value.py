@@ -27,6 +27,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from handoff_actors.cluster.strays import is_stray
+
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 """Modules that are another module in another process."""
 
@@ -112,7 +114,7 @@ def importable(obj: Any) -> bool:
     """Whether another process finds ``obj`` by its module and name."""
     module = getattr(obj, "__module__", None)
     qualname = getattr(obj, "__qualname__", None)
-    if not isinstance(module, str) or module in MAIN_MODULES or not isinstance(qualname, str):
+    if not isinstance(module, str) or not isinstance(qualname, str) or is_stray(module):
         return False
     return find(module, qualname) is obj
 
@@ -176,7 +178,7 @@ def _reduce_function(pickler: ByValuePickler, function: types.FunctionType) -> R
     home = space.get("__name__")
     if (
         isinstance(home, str)
-        and home not in MAIN_MODULES
+        and not is_stray(home)
         and vars(sys.modules.get(home, builtins)) is space
     ):
         base = home
@@ -264,7 +266,7 @@ def _reduce_module(_pickler: ByValuePickler, module: types.ModuleType) -> Reduce
     name = module.__name__
     if name in MAIN_MODULES:
         return importlib.import_module, ("__main__",)
-    if sys.modules.get(name) is not module:
+    if is_stray(name) or sys.modules.get(name) is not module:
         raise TypeError(f"cannot pickle module {name!r}: another process cannot import it")
     return importlib.import_module, (name,)
 
@@ -301,7 +303,7 @@ _variable_keys: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary(
 
 
 def _reduce_type_variable(_pickler: ByValuePickler, obj: Any) -> Reduced:
-    if obj.__module__ not in MAIN_MODULES and find(obj.__module__, obj.__name__) is obj:
+    if not is_stray(obj.__module__) and find(obj.__module__, obj.__name__) is obj:
         return NotImplemented
     key = _variable_keys.get(obj)
     if key is None:

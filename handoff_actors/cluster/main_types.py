@@ -24,6 +24,13 @@ from collections.abc import Callable
 from typing import Any
 
 from handoff_actors.cluster.by_value import MAIN_MODULES, ByValuePickler, Reduced, importable
+from handoff_actors.cluster.main_enums import (
+    ENUM_INTERNALS,
+    member_names,
+    member_state,
+    new_enum,
+    taken_apart,
+)
 from handoff_actors.cluster.steady import is_steady
 
 _KEPT = 1024  # so many definitions, and classes of others, are remembered at least
@@ -199,19 +206,19 @@ def _written_out(cls: type) -> Reduced:
     members = None
     slots = None
     if isinstance(cls, enum.EnumMeta):
-        members = [_member(cls, name) for name in _names(cls)] or None
+        members = [taken_apart(cls, name) for name in member_names(cls)] or None
     else:
         slots = cls.__dict__.get("__slots__")
     boundary = getattr(cls, "_boundary_", None)
     bases = tuple([base for base in cls.__bases__ if not issubclass(base, _Shield) or base is cls])
     args = (identity.key, version, type(cls), names, bases, slots, members, boundary)
-    state = (version, _content(cls), _member_state(cls) if members else None)
+    state = (version, _content(cls), member_state(cls) if members else None)
     return skeleton, args, state, None, None, fill
 
 
 def _content(cls: type) -> dict[str, Any]:
     is_enum = isinstance(cls, enum.EnumMeta)
-    left_out = _ENUM_INTERNALS.union(_names(cls)) if is_enum else _INTERNALS
+    left_out = _INTERNALS | ENUM_INTERNALS.union(member_names(cls)) if is_enum else _INTERNALS
     content: dict[str, Any] = {}
     for name, value in cls.__dict__.items():
         if name in left_out:
@@ -224,25 +231,6 @@ def _content(cls: type) -> dict[str, Any]:
 
 
 _INTERNALS = frozenset({"__dict__", "__slotnames__", "__weakref__", "_abc_impl"})
-_ENUM_INTERNALS = _INTERNALS | {
-    "__new__",
-    "__new_member__",
-    "_all_bits_",
-    "_boundary_",
-    "_flag_mask_",
-    "_hashable_values_",
-    "_inverted_",
-    "_member_map_",
-    "_member_names_",
-    "_member_type_",
-    "_new_member_",
-    "_singles_mask_",
-    "_unhashable_values_",
-    "_unhashable_values_map_",
-    "_use_args_",
-    "_value2member_map_",
-    "_value_repr_",
-}
 
 
 def skeleton(
@@ -296,7 +284,7 @@ def _new_class(
     boundary: Any,
 ) -> type:
     if issubclass(meta, enum.EnumMeta):
-        return _new_enum(meta, name, bases, space, members or [], boundary)
+        return new_enum(meta, name, bases, space, members or [], boundary)
     make: Callable[..., type] = type.__new__
     if issubclass(meta, abc.ABCMeta):
         make = abc.ABCMeta.__new__
@@ -343,72 +331,3 @@ def reduce_member(member: Any) -> Reduced:
 def member_of(cls: Any, name: str) -> Any:
     """The member of that name."""
     return cls.__members__[name]
-
-
-# Enums: members are made with their class, from their value and the data of a mixed-in type.
-
-_RAW = {int: int.__int__, str: str.__str__, float: float.__float__}
-
-
-def _names(cls: Any) -> list[str]:
-    return list(cls.__members__)
-
-
-def _member(cls: Any, name: str) -> tuple[str, Any, tuple[Any, ...]]:
-    member = cls.__members__[name]
-    raw = _RAW.get(cls._member_type_)
-    if raw is not None:
-        return name, member._value_, (raw(member),)
-    plain = cls._member_type_ in (bytes, tuple, complex)
-    return name, member._value_, (member._value_,) if plain else ()
-
-
-def _member_state(cls: Any) -> dict[str, dict[str, Any]]:
-    return {
-        name: {key: value for key, value in vars(member).items() if key not in _MEMBER_INTERNALS}
-        for name, member in cls.__members__.items()
-    }
-
-
-_MEMBER_INTERNALS = frozenset({"_name_", "_value_", "__objclass__", "_sort_order_"})
-
-
-class _Packed:
-    """A member before its class is made."""
-
-    __slots__ = ("data", "value")
-
-    def __init__(self, value: Any, data: tuple[Any, ...]) -> None:
-        self.value = value
-        self.data = data
-
-
-def _new_enum(
-    meta: Any,
-    name: str,
-    bases: tuple[type, ...],
-    space: dict[str, Any],
-    members: list[tuple[str, Any, tuple[Any, ...]]],
-    boundary: Any,
-) -> type:
-    def new_member(cls: Any, packed: _Packed) -> Any:
-        member = cls._member_type_.__new__(cls, *packed.data)
-        member._value_ = packed.value
-        return member
-
-    def no_init(*_args: Any) -> None:
-        """The attributes of members come with the content."""
-
-    options = {} if boundary is None or not members else {"boundary": boundary}
-    body = enum.EnumMeta.__prepare__(name, bases)
-    for key, value in space.items():
-        body[key] = value
-    if members:
-        body["__new__"] = new_member
-        body["__init__"] = no_init
-        for key, value, data in members:
-            body[key] = _Packed(value, data)
-    made: Any = enum.EnumMeta.__new__(meta, name, bases, body, **options)
-    if members:
-        type.__delattr__(made, "__init__")
-    return made  # type: ignore[no-any-return]

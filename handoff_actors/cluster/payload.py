@@ -13,12 +13,12 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
+from handoff_actors.cluster.strays import needles
 from handoff_actors.errors import SerializationError
 
 Buffer = Any  # bytes, bytearray, memoryview or pickle.PickleBuffer
 
 _LARGE = 1 << 20  # so large a pickle is worth a look for single large values
-_MAIN = b"_main__"  # of __main__ and of __mp_main__
 _dumps = pickle.dumps
 _loads = pickle.loads
 
@@ -61,6 +61,10 @@ def dumps(obj: Any, what: str = "value") -> Payload:
         SerializationError: something in it cannot leave this process.
     """
     buffers: list[Buffer] = []
+    kind = type(obj)
+    inner = type(obj[0]) if (kind is list or kind is tuple) and obj else kind
+    if inner.__module__ == "__main__":  # at a glance
+        return _dumps_by_value(obj, what)
     try:
         head = _dumps(obj, 5, buffer_callback=buffers.append)
     except (
@@ -69,7 +73,10 @@ def dumps(obj: Any, what: str = "value") -> Payload:
         GeneratorExit,
     ):  # any reducer may raise anything; the slow way says what
         return _dumps_by_value(obj, what)
-    if _MAIN in head or (len(head) >= _LARGE and _lifted(obj) is not obj):
+    for needle in needles():
+        if needle in head:
+            return _dumps_by_value(obj, what)
+    if len(head) >= _LARGE and _lifted(obj) is not obj:
         return _dumps_by_value(obj, what)
     return Payload(head, buffers)
 
