@@ -32,6 +32,7 @@ from handoff_actors.actors.specs import (
     TerminateChild,
     WhichChildren,
 )
+from handoff_actors.actors.supervision import TryAgain
 from handoff_actors.actors.supervisor import Supervisor
 from handoff_actors.actors.system import ActorSystem
 from handoff_actors.actors.table import StaleIncarnationError, Table
@@ -880,6 +881,59 @@ def test_a_root_that_crashes_leaves_no_orphan(actor_system: ActorSystem, log: Lo
             ref.call(1)
         assert caught.value.reason is error
     assert actor_system.names.all() == {}
+
+
+def test_a_root_that_crashes_stops_its_children_in_reverse(
+    actor_system: ActorSystem, log: Log
+) -> None:
+    root = actor_system.start(Supervisor([spec(n, log) for n in "abc"]))
+    log.take()
+    crash(root)
+    assert log.take() == [("stop", n) for n in "cba"]
+
+
+class Fragile:
+    """An id whose hash raises a few times, to make a supervisor die of a child's end itself."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def __hash__(self) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise ValueError("hash")
+        return 7
+
+
+def test_an_end_whose_message_was_lost_is_found_by_the_next_incarnation(
+    actor_system: ActorSystem, log: Log
+) -> None:
+    id_ = Fragile()
+    child = ChildSpec(id_, lambda: Child("a", log), name="a")
+
+    def construct() -> Supervisor:
+        failures, id_.failures = id_.failures, 0
+        supervisor = Supervisor([child])
+        id_.failures = failures
+        return supervisor
+
+    actor_system.start(under_root(construct))
+    sup, ref = actor_system.names.whereis("sup"), actor_system.names.whereis("a")
+    assert sup is not None
+    assert ref is not None
+    id_.failures = 2  # the message kills two incarnations, and is dropped then
+    crash(ref)
+    assert ref.call("restarted", timeout=20) == "restarted"
+    assert id_.failures == 0
+    assert [info.state for info in sup.call(WhichChildren())] == ["running"]
+
+
+def test_a_stale_try_again_is_ignored(actor_system: ActorSystem, log: Log) -> None:
+    sup = actor_system.start(Supervisor([spec("a", log)], SupervisorFlags(backoff=Backoff(30, 30))))
+    crash(actor_system.names.whereis("a"))
+    sup.cast(TryAgain("a", ticket=0, failed=False))
+    sup.cast(TryAgain("unknown", ticket=0, failed=False))
+    assert states(sup) == {"a": "restarting"}
 
 
 # Messages over restarts.
