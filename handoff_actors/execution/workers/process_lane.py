@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
 
-from handoff_actors.errors import CrashedAttempt
+from handoff_actors.errors import CrashedAttempt, SerializationError
 from handoff_actors.execution.queues import Queue
 from handoff_actors.execution.run_state import Crashed, Raised, TimedOut, Withdrawn
 from handoff_actors.resources.claims import Claim
@@ -27,6 +27,9 @@ _BATCH_SECONDS = 1e-3
 _LONGEST_BATCH = 256
 _COROUTINES = 1000
 _LINGER = 0.002
+_LOOK = 0.25
+_COROUTINE_LOOK = 0.01
+"""Seconds a lane waits for outcomes before it looks around."""
 
 
 class ProcessLane:
@@ -133,14 +136,14 @@ class ProcessLane:
             except Exception as error:
                 self._cannot_start(error)
                 return
-            self.workers.processes.lanes[worker.pid] = self
             lost = None
             try:
+                self.workers.processes.begin(worker, self)
                 self._serve(worker)
             except WorkerLost as error:
                 lost = error
             finally:
-                self.workers.processes.lanes.pop(worker.pid, None)
+                self.workers.processes.end(worker)
                 self.worker = None
             pool.release(worker)
             if lost is None:
@@ -174,8 +177,10 @@ class ProcessLane:
                 if not self._linger():
                     return
                 continue
-            outcomes = worker.receive(None)
-            now = clock()
+            # All it holds may have been taken back meanwhile, or more coroutines be ready.
+            outcomes = worker.receive(_COROUTINE_LOOK if queue.kind.is_async else _LOOK)
+            if not outcomes:
+                continue
             failed: list[Raised] = []
             for outcome in outcomes:
                 token = outcome.token
@@ -192,7 +197,7 @@ class ProcessLane:
                 if outcome.ok:
                     data.done.append((token, outcome.value))
                 else:
-                    final = _is_serialization(outcome.value)
+                    final = isinstance(outcome.value, SerializationError)
                     failed.append(Raised(token, outcome.value, data.node, final))
             queue.ended += len(outcomes)
             queue.mean = self.mean
@@ -205,7 +210,6 @@ class ProcessLane:
                 queue.leave(self, force=True)
                 data.ref.signal()
                 return
-            del now
 
     def _quota(self) -> int:
         """How many attempts the process may hold."""
@@ -236,11 +240,9 @@ class ProcessLane:
             if alone and (self.flying or items):
                 queue.ready.appendleft(token)
                 break
-            key, call = processes.key(data, i)
             try:
-                if call is not None and not worker.knows(key):
-                    worker.teach(key, call)
-            except Exception as error:
+                key = processes.teach(worker, data, i)
+            except SerializationError as error:
                 data.report(Raised(token, error, data.node, final=True))
                 continue
             self.flying[token] = clock()
@@ -317,9 +319,3 @@ class ProcessLane:
         if woken and not queue.data.stopping:
             return True
         return not queue.leave(self)
-
-
-def _is_serialization(error: BaseException) -> bool:
-    from handoff_actors.errors import SerializationError
-
-    return isinstance(error, SerializationError)

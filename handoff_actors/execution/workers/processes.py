@@ -37,6 +37,7 @@ class Processes:
         self._pool: ProcessPool | None = None
         self._keys = count(1)
         self.lanes: dict[int, ProcessLane] = {}
+        self._taught: dict[int, tuple[int, list[int]]] = {}
 
     def pool(self) -> ProcessPool:
         """The pool of processes."""
@@ -106,7 +107,35 @@ class Processes:
                     checked.add(id(code))
                 check_call(plan.call(i), dag_id)
 
-    def key(self, data: RunData, i: int) -> tuple[int, Call | None]:
+    def begin(self, worker: ProcessWorker, lane: ProcessLane) -> None:
+        """The worker serves this lane from now on; it forgets the code of another run."""
+        self.lanes[worker.pid] = lane
+        run = lane.queue.data.key
+        before, keys = self._taught.get(worker.pid, (run, []))
+        if before != run:
+            worker.forget(keys)
+            keys = []
+        self._taught[worker.pid] = (run, keys)
+
+    def end(self, worker: ProcessWorker) -> None:
+        """The worker serves its lane no more."""
+        self.lanes.pop(worker.pid, None)
+        if not worker.alive:
+            self._taught.pop(worker.pid, None)
+
+    def teach(self, worker: ProcessWorker, data: RunData, i: int) -> int:
+        """Make sure that the worker knows the code of function ``i``; returns its number.
+
+        Raises:
+            SerializationError: the code cannot be sent.
+        """
+        key, call = self._key(data, i)
+        if not worker.knows(key):
+            worker.teach(key, call)
+            self._taught[worker.pid][1].append(key)
+        return key
+
+    def _key(self, data: RunData, i: int) -> tuple[int, Call]:
         """The number under which workers know the code of function ``i``.
 
         Functions of the same code that differ only in the values of their positional arguments share
