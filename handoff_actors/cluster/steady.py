@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import enum
 import functools
-import logging
 import re
 import types
 import typing
@@ -28,7 +27,6 @@ _STEADY = frozenset(
         type(Ellipsis),
         type(NotImplemented),
         functools.cached_property,
-        logging.Logger,
         property,
         re.Pattern,
         types.BuiltinFunctionType,
@@ -62,7 +60,7 @@ def is_steady(value: Any, nested: int = _NESTED) -> bool:
         return is_steady(value.__func__, nested)
     if kind is tuple or kind is frozenset:
         return nested > 0 and all(is_steady(item, nested - 1) for item in value)
-    return kind.__module__ == "dataclasses"
+    return kind.__module__ in ("dataclasses", "logging")  # sentinels; loggers go by name
 
 
 def _steady_function(function: types.FunctionType, nested: int) -> bool:

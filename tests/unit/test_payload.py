@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 from pathlib import Path
 from typing import Self
 
@@ -559,3 +560,29 @@ def test_a_chain_that_closes_on_itself_ends() -> None:
     copy = load_exception(dump_exception(first))
     assert copy.__context__ is not None
     assert copy.__context__.args == (2,)
+
+
+def test_long_tracebacks_keep_both_ends() -> None:
+    def down(n: int) -> int:
+        return down(n - 1) if n else 1 // 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        down(400)
+    copy = load_exception(dump_exception(caught.value))
+    frames = [frame.name for frame in traceback.extract_tb(copy.__traceback__)]
+    assert len(frames) == 100
+    assert frames[0] == "test_long_tracebacks_keep_both_ends"
+    assert set(frames[1:]) == {"down"}
+
+
+def test_tracebacks_begin_in_the_code_of_the_user() -> None:
+    class Fails:
+        def __getstate__(self) -> object:
+            return 1 // 0
+
+    with pytest.raises(SerializationError) as caught:
+        dumps([Fails()])
+    cause = caught.value.__cause__
+    assert cause is not None
+    copy = load_exception(dump_exception(cause))
+    assert [f.name for f in traceback.extract_tb(copy.__traceback__)] == ["__getstate__"]
