@@ -59,10 +59,10 @@ class Outbox:
     ) -> None:
         """An attempt raised."""
         ended = clock()
-        if isinstance(error, SerializationError):
-            with contextlib.suppress(BaseException):
-                vars(error).setdefault("function_id", batch.function_id(index))
-                vars(error).setdefault("dag_id", batch.dag_id())
+        if isinstance(error, SerializationError) and getattr(error, "function_id", None) is None:
+            with contextlib.suppress(BaseException):  # the ids are the user's objects
+                error.function_id = batch.function_id(index)
+                error.dag_id = batch.dag_id()
         payload = _dump_error(error)
         error.__traceback__ = None  # its frames hold the arguments
         self.rows.append((token, payload, started, ended, PICKLED_ERROR))

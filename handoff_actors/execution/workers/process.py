@@ -225,10 +225,11 @@ class ProcessPool:
             if not self._closed and self._failures < _TRIES and not worker.ending:
                 self._top_up()
             held = worker in self._held
+            news = worker.ready and not worker.ending
             self._changed.notify_all()
         if not held:
             worker.close(0.0)
-        if worker.ready and not worker.ending:
+        if news:
             self._on_lost(crash)
 
     # Calls of the library from inside workers.
