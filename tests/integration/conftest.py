@@ -1,0 +1,191 @@
+"""Fixtures for tests of whole runtimes: what they start is stopped, and nothing may be left of it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import handoff_actors as handoff
+
+ROOT = Path(__file__).parents[2]
+
+
+class Leaks:
+    """What the process has; ``check`` fails on what has come since."""
+
+    def __init__(self) -> None:
+        self.process = psutil.Process()
+        self.threads = set(threading.enumerate())
+        self.children = {child.pid for child in self.process.children(recursive=True)}
+        self.fds = self.process.num_fds()
+
+    def new(self) -> list[str]:
+        """In words, what is more than before."""
+        found = [repr(t) for t in threading.enumerate() if t not in self.threads]
+        found += [
+            repr(child)
+            for child in self.process.children(recursive=True)
+            if child.pid not in self.children
+        ]
+        if self.process.num_fds() > self.fds:
+            files = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in _fds())
+            found.append(f"{self.process.num_fds() - self.fds} descriptors more: {files}")
+        return found
+
+
+def _fds() -> list[str]:
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+@pytest.fixture
+def leaks(eventually: Callable[..., None]) -> Iterator[Leaks]:
+    """Afterwards no thread, process or descriptor may be there that was not before."""
+    found = Leaks()
+    yield found
+    try:
+        eventually(lambda: not found.new(), 5.0)
+    except AssertionError:
+        pytest.fail(f"left behind: {found.new()}")
+
+
+@pytest.fixture
+def make_runtime(leaks: Leaks) -> Iterator[Callable[..., handoff.Runtime]]:
+    """Makes started runtimes; all are stopped at the end, and must leave nothing."""
+    made: list[handoff.Runtime] = []
+
+    def make(**options: Any) -> handoff.Runtime:
+        options.setdefault("shutdown_timeout", 2.0)
+        runtime = handoff.Runtime(**options)
+        made.append(runtime)
+        return runtime.start()
+
+    yield make
+    for runtime in made:
+        runtime.stop()
+
+
+@pytest.fixture
+def runtime(make_runtime: Callable[..., handoff.Runtime]) -> handoff.Runtime:
+    """A runtime with two cpus and 1000 MB, whatever the machine has."""
+    return make_runtime(capabilities={"cpu": 2, "memory": 1000})
+
+
+@pytest.fixture
+def default(leaks: Leaks) -> Iterator[Any]:
+    """The library, with its default runtime stopped before and after."""
+    handoff.stop()
+    yield handoff
+    handoff.stop()
+
+
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
+    """Runs callables at once, each on a daemon thread; their values, or the first error.
+
+    A caller that is left hanging fails the test instead of hanging it too.
+    """
+
+    def run(calls: Iterable[Callable[[], Any]], timeout: float = 20.0) -> list[Any]:
+        futures = [spawn(call) for call in calls]
+        return [future.result(timeout) for future in futures]
+
+    return run
+
+
+def spawn(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+    """Runs ``call`` on a daemon thread."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="test-caller").start()
+    return future
+
+
+@pytest.fixture(name="spawn")
+def _spawn() -> Callable[[Callable[[], Any]], concurrent.futures.Future[Any]]:
+    """``spawn``."""
+    return spawn
+
+
+@pytest.fixture
+def claims_at_zero(eventually: Callable[..., None]) -> Callable[[handoff.Runtime], None]:
+    """Waits until a runtime holds no claim, and all it offers is free."""
+
+    def check(runtime: handoff.Runtime) -> None:
+        eventually(lambda: not runtime.status().claims, 10.0)
+        info = runtime.node_info()
+        assert dict(info.available) == dict(info.capabilities)
+
+    return check
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a source as a script of its own, without main guard; returns how it ended."""
+
+    def run(
+        source: str, *, timeout: float = 30.0, args: tuple[str, ...] = (), check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *args, str(write(source))],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def write(source: str) -> Path:
+        path = tmp_path / f"script_{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(textwrap.dedent(source))
+        return path
+
+    run.write = write  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture
+def popen(script: Any, leaks: Leaks) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Starts a source as a script of its own, to talk to; killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, str(script.write(source))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def environment() -> dict[str, str]:
+    """What scripts are started with: this checkout is importable."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
