@@ -165,6 +165,8 @@ class ProcessPool:
             return
         with self._changed:
             self._all[worker.pid] = worker
+            if self._closed:
+                worker.kill()
             assert self._epoll is not None
             for fd in worker.descriptors():
                 self._by_fd[fd] = worker
@@ -276,8 +278,6 @@ class ProcessPool:
             watched = self._watcher is not None
         self._spawner.close(max(1.0, end - monotonic()))
         with self._changed:
-            for worker in self._all.values():  # one may have been started while we closed
-                worker.kill()
             self._changed.wait_for(lambda: not self._all, 5.0)
         if watched and self._watcher is not None and self._epoll is not None:
             os.eventfd_write(self._bell, 1)
