@@ -741,14 +741,14 @@ def test_restarts_are_delayed_more_each_time(
     assert ref is not None
     waited = []
     for number in range(3):
-        crash(ref)
         began = time.monotonic()
+        crash(ref)
         assert ref.call(number, timeout=20) == number
         waited.append(time.monotonic() - began)
-    # Only lower bounds hold on a busy machine; the clock began after the death, hence the slack.
-    assert waited[0] > 0.015
-    assert waited[1] > 0.03
-    assert waited[2] > 0.03
+    # Only lower bounds hold on a busy machine.
+    assert waited[0] >= 0.03
+    assert waited[1] >= 0.06
+    assert waited[2] >= 0.06
     crash(ref)
     assert states(sup) == {"a": "restarting"}
     sup.call(TerminateChild("a"))
