@@ -229,7 +229,7 @@ class Ref:
 def _walled(callback: Callable[[Reason], object], reason: Reason) -> None:
     try:
         callback(reason)
-    except BaseException as error:  # noqa: BLE001  the others must learn it all the same
+    except BaseException as error:  # the others must learn it all the same
         log.error("close_callback_raised", exc_info=error)
 
 

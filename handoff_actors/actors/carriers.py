@@ -40,7 +40,7 @@ class _Carrier(threading.Thread):
             while True:
                 try:
                     job()
-                except BaseException as error:  # noqa: BLE001  one job must not end its carrier
+                except BaseException as error:  # one job must not end its carrier
                     # Jobs have walls of their own; what still arrives here is our bug.
                     log.error("carrier_job_raised", exc_info=error)
                 self.busy = False
@@ -88,7 +88,7 @@ class Carriers:
             carrier.wake.release()
 
     def defer(self, job: Job) -> None:
-        """Carry ``job`` on this thread after the current job, if this is one of ours and not busy."""
+        """Carry ``job`` on this thread after its current job, if it is ours and not busy."""
         carrier = _local.carrier
         if carrier is not None and carrier.owner is self and not carrier.busy:
             carrier.deferred.append(job)

@@ -141,7 +141,7 @@ class Incarnation(pykka.Actor):
                 if message is SIGNAL:
                     try:
                         behaviour.signalled()
-                    except BaseException as error:  # noqa: BLE001  the wall
+                    except BaseException as error:  # the wall
                         self.on_failure(type(error), error, error.__traceback__)
                     self._committed = False
                 else:
@@ -175,7 +175,7 @@ class Incarnation(pykka.Actor):
                 self.behaviour.handle(message.message)
             else:
                 self.behaviour.handle(message)
-        except BaseException as error:  # noqa: BLE001  the wall: whatever is raised, only we die
+        except BaseException as error:  # the wall: whatever is raised, only we die
             self.on_failure(type(error), error, error.__traceback__)
         finally:
             # Clean before the next message is in hand, so that ``kill`` never sees a mixture.
@@ -270,7 +270,7 @@ class Incarnation(pykka.Actor):
         """
         try:
             self.behaviour.terminate(reason)
-        except BaseException as error:  # noqa: BLE001  the end goes on whatever it raises
+        except BaseException as error:  # the end goes on whatever it raises
             log.error("terminate_raised", actor=self.ref.label, exc_info=error)
             return reason if is_abnormal(reason) else error
         return reason
@@ -288,7 +288,7 @@ class Incarnation(pykka.Actor):
         if self._on_end is not None:
             try:
                 self._on_end(reason)
-            except BaseException as error:  # noqa: BLE001  monitors must fire all the same
+            except BaseException as error:  # monitors must fire all the same
                 log.error("on_end_raised", actor=ref.label, exc_info=error)
         self.ended.set()
         self.monitors.fire(reason)

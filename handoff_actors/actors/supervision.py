@@ -373,6 +373,6 @@ class SupervisorBase(Actor):
             return None
         try:
             return hook(*args)
-        except BaseException as error:  # noqa: BLE001  a hook must not kill a supervisor
+        except BaseException as error:  # a hook must not kill a supervisor
             log.error("supervisor_hook_raised", exc_info=error)
             return None

@@ -85,7 +85,7 @@ class ActorSystem:
         def initialise() -> None:
             try:
                 incarnation.initialise()
-            except BaseException as error:  # noqa: BLE001  it is the starter's
+            except BaseException as error:  # it is the starter's
                 ready.fail(error)
             else:
                 if not ready.set(True):

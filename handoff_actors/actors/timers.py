@@ -90,5 +90,5 @@ class Timers:
             if callback is not None:
                 try:
                     callback()
-                except BaseException as error:  # noqa: BLE001  the other timers go on
+                except BaseException as error:  # the other timers go on
                     log.error("timer_raised", exc_info=error)
