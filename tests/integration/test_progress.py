@@ -145,16 +145,18 @@ def test_a_refused_run_leaves_no_subscription(runtime, eventually):
 
 
 def test_runs_are_told_apart(runtime):
+    go_on = threading.Event()
     first, second = Seen(), Seen()
-    runs = [
-        runtime.submit(chain(30, id="a"), progress=first),
-        runtime.submit(chain(50, id="b"), progress=second),
-    ]
-    for run in runs:
-        run.result(DEADLINE)
+    waiting = runtime.submit(chain(1, lambda *_: go_on.wait(DEADLINE), id="a"), progress=first)
+    try:
+        runtime.execute(chain(50, id="b"), progress=second)
+        assert second.ended.wait(DEADLINE)
+        assert first.all == []
+    finally:
+        go_on.set()
+    waiting.result(DEADLINE)
     assert first.ended.wait(DEADLINE)
-    assert second.ended.wait(DEADLINE)
-    assert {p.total for p in first.all} == {30}
+    assert {p.total for p in first.all} == {1}
     assert {p.total for p in second.all} == {50}
 
 
@@ -208,13 +210,13 @@ def test_the_bar_on_a_terminal(runtime, eventually, monkeypatch):
     monkeypatch.setattr("sys.stderr", stderr)
     monkeypatch.setenv("TERM", "xterm-256color")
     before = set(threading.enumerate())
-    runs = [runtime.submit(chain(n, id=f"run [{n}]"), progress=True) for n in (40, 60)]
+    runs = [runtime.submit(chain(n, id=f"run [red] {n}"), progress=True) for n in (40, 60)]
     for run in runs:
         run.result(DEADLINE)
     no_subscription(runtime, eventually)
     eventually(lambda: following._screen._display is None)
     drawn = stderr.getvalue()
-    assert "run [40]" in drawn  # an id is no markup
+    assert "run [red] 40" in drawn  # an id is no markup
     assert "40/40" in drawn
     assert "60/60" in drawn
     assert drawn.rstrip().endswith("\x1b[?25h")  # the cursor is back
