@@ -164,7 +164,7 @@ class Books:
             assert at.claims == len(here), (node, at.claims, here)
             assert at.registered or at.claims, f"{node} is kept for nothing"
             assert at.used() == held, (node, at.used(), held)
-            assert set(at.total) <= set(at.free), (node, at.total, at.free)
+            assert at.free.keys() == at.total.keys() | held.keys(), (node, at.total, at.free)
             in_line = [want for line in at.lines.values() for want in line]
             assert sorted(map(id, in_line)) == sorted(
                 id(want) for wants in at.waiting.values() for want in wants

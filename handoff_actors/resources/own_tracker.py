@@ -170,7 +170,7 @@ class OwnLedger:
             claim = self._claims[claim_id]
             try:
                 theirs = self._request(claim.owner, claim.tag, claim.node, claim.amounts)
-            except BaseException as error:  # noqa: BLE001  user code
+            except BaseException as error:
                 # Its function runs already and must not wait for ever: it goes on without.
                 log.error("tracker_raised", tracker=describe(self._tracker), exc_info=error)
             else:
@@ -197,7 +197,7 @@ class OwnLedger:
                     effects.append(self._infeasible(key, wish, most))
                     self._forget(key)
                 return False
-        except BaseException as error:  # noqa: BLE001  user code
+        except BaseException as error:
             wish.waiting = 0
             self._forget(key)
             effects.append(Refused(owner, tag, self._refusal(error)))
@@ -250,7 +250,7 @@ class OwnLedger:
         theirs = self._theirs.pop(claim_id)
         try:
             self._tracker.release(theirs)
-        except BaseException as error:  # noqa: BLE001  user code
+        except BaseException as error:
             log.error("tracker_raised", tracker=describe(self._tracker), exc_info=error)
 
     def _withdraw(self, owner: Hashable) -> None:

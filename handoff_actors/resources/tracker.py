@@ -185,9 +185,6 @@ class ResourceTracker(Actor):
             self._number += 1
         self._replies = {key[1]: reply for key, reply in view.items() if key[0] == "reply"}
         self._polling = False
-        for key, ref in list(view.items()):
-            if key[0] == "ref":
-                self._watch(key[1], ref)
         self._contention.waits_besides = self.ledger.waits_besides
         if not first:
             self.ref.cast(Poll())
@@ -204,12 +201,12 @@ class ResourceTracker(Actor):
         if message.count <= 0 and ("ref", owner) not in self.view:
             return
         known = ref is None or self.view.get(("ref", owner)) is ref
+        if not known:
+            self._watch(owner, ref)  # before the commit: then it is never forgotten
         self._apply(
             ("want", owner, message.tag, message.node, message.amounts, message.count),
             {} if known else {("ref", owner): ref},
         )
-        if not known:
-            self._watch(owner, ref)
 
     def _release(self, message: Release) -> None:
         self._apply(("release", message.claim_id))

@@ -10,6 +10,7 @@ from handoff_actors.resources.ledger import (
     Infeasible,
     Ledger,
     OwnerGone,
+    OwnerLeft,
     Register,
     Release,
     ReleaseMany,
@@ -156,6 +157,42 @@ def test_the_first_in_line_is_overtaken_a_fixed_number_of_times_then_reserves():
     assert granted.owner == "big"
 
 
+def overtake(books: Ledger, times: int) -> None:
+    """Two of one cpu each take turns, so that two cpus are never free together."""
+    for claim in list(books.claims("small"))[:1] * (times > 0):
+        books.release(claim.id)
+        for _ in range(times):
+            [claim] = ids(books.want("small", 1, "a", ONE, 2))
+            books.release(claim)
+
+
+def test_each_of_its_claims_is_overtaken_anew():
+    books = ledger(a=2)
+    small = ids(books.want("small", 1, "a", ONE, 2))
+    books.want("big", 1, "a", {"cpu": 2 * CPU}, 2)
+    overtake(books, OVERTAKES)
+    assert books.want("small", 1, "a", ONE, 2) == []
+    big = books.release_many(small)
+    assert owners(big) == ["big"]
+    assert owners(books.release(big[0].claim.id)) == ["small"], "it has its turn"
+    assert owners(books.want("small", 1, "a", ONE, 2)) == ["small"], "overtakes the second: once"
+    overtake(books, OVERTAKES - 1)
+    assert books.want("small", 1, "a", ONE, 2) == [], "and no more than that"
+    books.check()
+
+
+def test_what_is_passed_over_keeps_its_place_when_its_owner_has_a_turn():
+    books = ledger(a=2)
+    x, y = ids(books.want("x", 1, "a", ONE, 2))
+    books.want("r", "big", "a", {"cpu": 2 * CPU}, 1)
+    books.want("r", "small", "a", ONE, 1)
+    books.want("s", "big", "a", {"cpu": 2 * CPU}, 1)
+    [small] = books.release(x)
+    assert (small.owner, small.tag) == ("r", "small")
+    [big] = books.release_many([y, small.claim.id])
+    assert (big.owner, big.tag) == ("r", "big"), "it was there before s"
+
+
 def test_a_reservation_leaves_alone_who_wants_nothing_the_first_lacks():
     books = ledger(a=2)
     small = ids(books.want("small", 1, "a", ONE, 2))
@@ -288,6 +325,21 @@ def test_who_waits_takes_nothing_that_a_resuming_claim_wants():
     books.check()
 
 
+def test_what_resumes_later_takes_nothing_that_the_first_wants():
+    books = ledger(a=2)
+    [big] = ids(books.want("big", 1, "a", {"cpu": 2 * CPU}, 1))
+    books.suspend(big)
+    [little] = ids(books.want("little", 1, "a", ONE, 1))
+    books.suspend(little)
+    one, two = ids(books.want("s", 1, "a", ONE, 2))
+    books.resume(big)
+    books.resume(little)
+    assert books.release(one) == [], "one cpu is free, and kept for the big one"
+    assert books.release(two) == [Resumed("big", big)]
+    assert books.release(big) == [Resumed("little", little)]
+    books.check()
+
+
 def test_a_claim_whose_node_shrank_or_went_resumes_all_the_same():
     books = ledger(a=2)
     one, two = ids(books.want("r", 1, "a", ONE, 2))
@@ -343,6 +395,26 @@ def test_a_snapshot_pickles_and_goes_on_as_the_ledger_would():
     for event in (Resume(held[0]), Release(held[1]), OwnerGone("r"), Want("t", 1, "b", ONE, 2)):
         assert again.handle(event) == books.handle(event)
     assert again.snapshot() == books.snapshot()
+
+
+def test_a_snapshot_remembers_how_often_the_first_was_overtaken():
+    books = ledger(a=2)
+    books.want("small", 1, "a", ONE, 2)
+    books.want("big", 1, "a", {"cpu": 2 * CPU}, 1)
+    overtake(books, OVERTAKES)
+    again = Ledger.restore(books.snapshot())
+    assert again.want("small", 1, "a", ONE, 2) == []
+
+
+def test_an_owner_that_leaves_keeps_what_it_holds():
+    books = ledger(a=1)
+    [held] = ids(books.want("r", 1, "a", ONE, 5))
+    books.want("s", 1, "a", ONE, 1)
+    assert books.handle(OwnerLeft("r")) == []
+    assert books.handle(OwnerLeft("nobody")) == []
+    assert books.in_use("a") == ONE
+    assert owners(books.release(held)) == ["s"]
+    assert books.owners() == ["s"]
 
 
 def test_the_audit_finds_what_is_wrong():

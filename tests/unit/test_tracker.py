@@ -439,6 +439,21 @@ def test_a_users_tracker_decides(theirs, own):
     assert sorted(map(id, own.released)) == sorted(map(id, own.given)), "each once"
 
 
+def test_owners_take_turns_at_a_users_tracker(theirs):
+    theirs.register("a", cpu=1)
+    one, two = theirs.run("one"), theirs.run("two")
+    one.want(9)
+    claim = one.claim()
+    two.want(9)
+    turns = []
+    for _ in range(6):
+        theirs.ref.cast(Release(claim))
+        [held] = theirs.claims()
+        claim = (one if held.owner == "one" else two).claim()
+        turns.append(held.owner)
+    assert turns in (["one", "two"] * 3, ["two", "one"] * 3)
+
+
 def test_a_users_tracker_is_polled_while_somebody_waits(theirs, own):
     own.closed = True
     one = theirs.run("one")
@@ -493,6 +508,7 @@ def test_claims_of_a_users_tracker_are_lent_and_had_back(theirs, own):
     theirs.ref.cast(Release(claim))
     assert reply.wait(20)
     assert own.used == 2
+    assert not theirs.contention.waits_besides("a", "outer"), "it is asked for no more"
     theirs.ref.cast(Suspend(lent))
     own.raising = ValueError("no")
     assert theirs.ref.call(Resume(lent)) is None, "its function runs on, come what may"
