@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -36,12 +36,12 @@ from handoff_actors.actors.table import Table
 from handoff_actors.errors import (
     ConfigurationError,
     NotStartedError,
-    RunCancelledError,
     RuntimeFailedError,
     describe,
 )
 from handoff_actors.events import ActorCrashed, EventBus, RuntimeFailed, log
 from handoff_actors.execution.executor import Desk, DistributedExecutor, Entry
+from handoff_actors.execution.failures import stopped_error
 from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.workers.roster import Workers
@@ -101,7 +101,7 @@ class Life(abc.ABC):
             self.options = Options(**options)
         except TypeError as error:
             raise ConfigurationError(f"start() has no such option: {error}") from None
-        by_name(self.options.allocator)
+        by_name(self.options.allocator, "allocator")
         if self.options.capabilities is not None:
             to_micro(self.options.capabilities, "capabilities")
         self._lock = threading.RLock()
@@ -242,14 +242,14 @@ class Life(abc.ABC):
                 return
             _running.discard(self)
             deadline = time.monotonic() + self.options.shutdown_timeout
-            for entry in list(self._runs.view.values()):
-                if entry.run is not None:
-                    self._cancel(entry.data, entry.run)
+            self._settle_runs(stopped_error)
             if not self._contains_current_thread(system):
                 self.events.flush(0.2)
             root = self._root.incarnation
             if root is not None and root.exit(Exit.SHUTDOWN):
                 root.ended.wait(self.options.shutdown_timeout + 3.0)
+            # Some may have been admitted while the tree was going down.
+            self._settle_runs(stopped_error)
             abandoned = system.close(max(0.2, deadline - time.monotonic()))
             self.events.close()
         if abandoned:
@@ -260,15 +260,12 @@ class Life(abc.ABC):
     def _contains_current_thread(system: ActorSystem) -> bool:
         return system.carriers.carries_current_thread()
 
-    @staticmethod
-    def _cancel(data: RunData, run: Run) -> None:
-        error = RunCancelledError(
-            f"the run of DAG {data.dag_id!r} was cancelled, as its runtime stopped",
-            dag_id=data.dag_id,
-            function_id=None,
-        )
-        data.stopping = True
-        run.settle(None, error)
+    def _settle_runs(self, error: Callable[[Hashable], BaseException]) -> None:
+        """Answer every run that has no answer yet."""
+        for entry in list(self._runs.view.values()):
+            if entry.run is not None:
+                entry.data.stopping = True
+                entry.run.settle(None, error(entry.data.dag_id))
 
     def _forget(self) -> None:
         """After a fork: be as if never started."""
@@ -307,10 +304,7 @@ class Life(abc.ABC):
         if isinstance(cause, BaseException):
             error.__cause__ = cause
         self._failure = error
-        for entry in list(self._runs.view.values()):
-            if entry.run is not None:
-                entry.data.stopping = True
-                entry.run.settle(None, error)
+        self._settle_runs(lambda _dag_id: error)
         log.error("runtime_failed", node=self._name, reason=str(error))
         self.events.publish(RuntimeFailed(reason=str(error)))
         if self.options.on_failure is not None:

@@ -47,7 +47,7 @@ from handoff_actors.results.distributed import (
     Synchronize,
 )
 from handoff_actors.results.locations import RegisterLocation
-from handoff_actors.results.store import Await, Get, GiveUp, Put
+from handoff_actors.results.store import Await, Get, GetMany, GiveUp, Put
 from handoff_actors.status import ActorStatus, ClaimStatus, NodeInfo, RunStatus, RuntimeStatus
 
 
@@ -65,6 +65,9 @@ class SubmitOptions(TypedDict, total=False):
     synchronous: bool
     checkpoint: str | None
 
+
+_AT_ONCE = 0.1
+"""Seconds: a shorter timeout of ``get_result`` means: if it is there now."""
 
 _DEFAULTS: dict[str, Any] = {
     "inputs": None,
@@ -85,6 +88,15 @@ def _complete(options: SubmitOptions) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
     return {**_DEFAULTS, **options}
+
+
+def _hashable(*ids: Any) -> None:
+    """Refuse ids before they reach an actor, which could not keep them."""
+    for id_ in ids:
+        try:
+            hash(id_)
+        except Exception as error:
+            raise ConfigurationError(f"an id must be hashable, not {describe(id_)}") from error
 
 
 class Runtime(Life):
@@ -248,6 +260,7 @@ class Runtime(Life):
         self, dag_id: Hashable, function_id: Hashable, result: Any, origin_node: str | None = None
     ) -> None:
         """Keep a value here and register where it is: ``origin_node``, or here."""
+        _hashable(dag_id, function_id)
         self._ref("distributed_result_store").call(
             StoreResult(dag_id, function_id, result, origin_node)
         )
@@ -264,6 +277,12 @@ class Runtime(Life):
             ResultTimeoutError: it did not come; at once if the run ended without it.
         """
         store = self._ref("result_store")
+        _hashable(dag_id, id)
+        if timeout is not None and timeout < _AT_ONCE:
+            # The way to the store and back takes longer than so short a wait.
+            found = store.call(GetMany(dag_id, (id,)))
+            if found:
+                return found[id]
         here = place.get()
         loan = None if here is None else here.lend()
         try:
@@ -282,6 +301,7 @@ class Runtime(Life):
 
     def store_value(self, dag_id: Hashable, id: Hashable, value: Any) -> None:  # noqa: A002
         """Keep a value on this node."""
+        _hashable(dag_id, id)
         self._ref("result_store").call(Put(dag_id, id, value))
 
     def get_local_value(self, dag_id: Hashable, id: Hashable) -> Any:  # noqa: A002
@@ -290,6 +310,7 @@ class Runtime(Life):
         Raises:
             ValueNotFoundError: it is not.
         """
+        _hashable(dag_id, id)
         return self._ref("result_store").call(Get(dag_id, id))
 
     def get_value(self, dag_id: Hashable, id: Hashable, from_node: str | None = None) -> Any:  # noqa: A002
@@ -299,12 +320,15 @@ class Runtime(Life):
             ValueNotFoundError: nobody has it.
             NodeDownError: ``from_node`` is not connected.
         """
+        _hashable(dag_id, id)
         return self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node))
 
     def synchronize(self, dag_id: Hashable, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
         """The values among ``ids`` that can be had, by id."""
+        ids = tuple(ids)
+        _hashable(dag_id, *ids)
         found: dict[Hashable, Any] = self._ref("distributed_result_store").call(
-            Synchronize(dag_id, tuple(ids))
+            Synchronize(dag_id, ids)
         )
         return found
 
@@ -312,6 +336,7 @@ class Runtime(Life):
         """Say on which node a value is; any name may be registered."""
         if not isinstance(node, str) or not node:
             raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+        _hashable(dag_id, data_id)
         self._ref("data_location_registry").call(RegisterLocation(dag_id, data_id, node))
 
     def lookup_data_location(self, dag_id: Hashable, data_id: Hashable) -> str:
@@ -320,6 +345,7 @@ class Runtime(Life):
         Raises:
             ValueNotFoundError: nobody knows.
         """
+        _hashable(dag_id, data_id)
         return str(self._ref("distributed_result_store").call(Locate(dag_id, data_id)))
 
     def clear(self, dag_id: Hashable) -> None:
@@ -328,6 +354,7 @@ class Runtime(Life):
         Raises:
             AlreadyRunningError: a run of it is in progress.
         """
+        _hashable(dag_id)
         self._ref("distributed_executor").call(Discard(dag_id))
         self._ref("distributed_result_store").call(ClearEverywhere(dag_id))
 
@@ -430,7 +457,13 @@ class Runtime(Life):
             kinds: the classes of events it wants; None is all.
         """
         self._ref("resource_tracker")
-        return self.events.subscribe(callback, kinds)
+        if not callable(callback):
+            raise ConfigurationError(f"a subscriber is callable, not {describe(callback)}")
+        wanted = None if kinds is None else tuple(kinds)
+        for kind in wanted or ():
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise ConfigurationError(f"kinds are classes of events, not {describe(kind)}")
+        return self.events.subscribe(callback, wanted)
 
     def whereis(self, name: str) -> Ref | None:
         """The actor of that name, for fault injection."""

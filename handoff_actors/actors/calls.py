@@ -132,6 +132,8 @@ class Ref:
     def cast(self, message: Any, *, follow: bool = False) -> None:
         """Send and forget; to an actor that is gone it does nothing.
 
+        A message that has a method ``undelivered(reason)`` is told through it.
+
         Args:
             message: preferably a frozen dataclass.
             follow: if this thread is carrying an actor, it handles the message itself after
@@ -139,8 +141,9 @@ class Ref:
         """
         try:
             self.mailbox.put(message, follow)
-        except MailboxClosedError:
-            return
+        except MailboxClosedError as closed:
+            if (undelivered := getattr(message, "undelivered", None)) is not None:
+                _walled(undelivered, closed.reason)
 
     def call(self, request: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """Send ``request`` and wait for the answer.

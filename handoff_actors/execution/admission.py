@@ -61,6 +61,10 @@ def prepare(
         raise ConfigurationError("checkpoint= is not available in this version")
     plan = dag.plan()
     dag_id = dag.id if dag_id is None else dag_id
+    try:
+        hash(dag_id)
+    except TypeError:
+        raise ConfigurationError(f"dag_id must be hashable, not {describe(dag_id)}") from None
     values = _inputs(plan, inputs or {}, dag_id)
     options = RunOptions(
         max_retries=home.options.max_retries

@@ -20,8 +20,14 @@ from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.server import Actor
 from handoff_actors.actors.specs import ChildSpec
 from handoff_actors.actors.table import Table
-from handoff_actors.errors import ActorCrashedError, AlreadyRunningError, ExecutionTimeoutError
+from handoff_actors.errors import (
+    ActorCrashedError,
+    AlreadyRunningError,
+    ExecutionTimeoutError,
+    HandoffError,
+)
 from handoff_actors.events import RunFinished, RunStarted
+from handoff_actors.execution.failures import stopped_error
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.runner import Cancel, Runner
@@ -39,6 +45,11 @@ class Admit:
     data: RunData
     run: Run
     here: bool = False
+
+    def undelivered(self, reason: Reason) -> None:
+        """There is no executor any more."""
+        error = reason if isinstance(reason, HandoffError) else stopped_error(self.data.dag_id)
+        self.run.settle(None, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from handoff_actors.errors import (
@@ -10,6 +11,7 @@ from handoff_actors.errors import (
     FunctionCrashedError,
     FunctionFailedError,
     FunctionTimeoutError,
+    RunCancelledError,
     SerializationError,
 )
 from handoff_actors.execution.run_state import Crashed, Failure, TimedOut
@@ -79,4 +81,13 @@ def infeasible_error(data: RunData, answer: Infeasible, queue: Queue) -> Allocat
         resource=answer.resource,
         asked=answer.asked,
         most=answer.most,
+    )
+
+
+def stopped_error(dag_id: Hashable) -> RunCancelledError:
+    """The outcome of a run whose runtime ended under it."""
+    return RunCancelledError(
+        f"the run of DAG {dag_id!r} was cancelled, as its runtime stopped",
+        dag_id=dag_id,
+        function_id=None,
     )

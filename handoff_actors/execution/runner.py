@@ -24,7 +24,7 @@ from handoff_actors.actors.server import Actor
 from handoff_actors.actors.table import StaleIncarnationError
 from handoff_actors.errors import AllocationError, RunCancelledError, describe
 from handoff_actors.events import AttemptFailed, FunctionsFinished
-from handoff_actors.execution.failures import failure_error, infeasible_error
+from handoff_actors.execution.failures import failure_error, infeasible_error, stopped_error
 from handoff_actors.execution.placement import Placement
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
@@ -349,13 +349,7 @@ class Runner(Actor):
     def terminate(self, reason: Reason) -> None:
         """The runtime stops: nobody will want the results."""
         if reason is Exit.SHUTDOWN and self.data.state == "running":
-            self._stop(
-                RunCancelledError(
-                    f"the run of DAG {self.data.dag_id!r} was cancelled, as its runtime stopped",
-                    dag_id=self.data.dag_id,
-                    function_id=None,
-                )
-            )
+            self._stop(stopped_error(self.data.dag_id))
 
 
 def _number(tag: Hashable) -> int:

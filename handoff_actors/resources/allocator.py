@@ -190,8 +190,12 @@ _STRATEGIES: dict[str, type[FirstAvailable | LoadBalanced]] = {
 }
 
 
-def by_name(strategy: str | Allocator | None) -> Allocator:
+def by_name(strategy: str | Allocator | None, what: str = "allocation_strategy") -> Allocator:
     """The allocator of this name; an allocator stays what it is; None is ``first_available``.
+
+    Args:
+        strategy: what was given.
+        what: the argument it was given as, for the message.
 
     Raises:
         ConfigurationError: no such name, or an object without ``allocate``.
@@ -203,13 +207,11 @@ def by_name(strategy: str | Allocator | None) -> Allocator:
         if found is not None:
             return found()
     elif isinstance(strategy, type):
-        raise ConfigurationError(
-            f"allocation strategy {describe(strategy)} is a class: give an instance of it"
-        )
+        raise ConfigurationError(f"{what}: {describe(strategy)} is a class: give an instance of it")
     elif callable(getattr(strategy, "allocate", None)):
         return strategy
     raise ConfigurationError(
-        f"unknown allocation strategy {describe(strategy)}: give "
+        f"{what}: unknown strategy {describe(strategy)}: give "
         + ", ".join(map(repr, _STRATEGIES))
         + " or an object with allocate(requests, nodes)"
     )

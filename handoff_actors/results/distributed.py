@@ -93,13 +93,25 @@ class DistributedResultStore(Actor):
         return super().handle(message)
 
     def _fetch(self, message: Fetch) -> Any:
-        if message.from_node is None or message.from_node == self.node:
-            return self.store.call(Get(message.dag_id, message.id))
+        node = message.from_node
+        if node is None or node == self.node:
+            try:
+                return self.store.call(Get(message.dag_id, message.id))
+            except ValueNotFoundError:
+                node = node or self._registered(message)
+                if node is None or node == self.node:
+                    raise
         raise NodeDownError(
-            f"value {message.id!r} of DAG {message.dag_id!r} was asked of node "
-            f"{message.from_node!r}, which is not connected to {self.node}",
-            node=message.from_node,
+            f"value {message.id!r} of DAG {message.dag_id!r} is on node {node!r}, which is not "
+            f"connected to {self.node}",
+            node=node,
         )
+
+    def _registered(self, message: Fetch) -> str | None:
+        try:
+            return str(self.registry.call(LookUp(message.dag_id, message.id)))
+        except ValueNotFoundError:
+            return None
 
     def _locate(self, message: Locate) -> str:
         try:

@@ -12,7 +12,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from handoff_actors.actors.calls import Reply
+from handoff_actors.actors.calls import Reply, gone
+from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.server import DEFERRED, Actor
 from handoff_actors.actors.table import Table
 from handoff_actors.errors import ResultTimeoutError, ValueNotFoundError
@@ -159,10 +160,13 @@ class ResultStore(Actor):
         self.values: dict[Hashable, dict[Hashable, _Stored]] = {}
         self.waiters: dict[tuple[Hashable, Hashable], list[_Key]] = {}
         self.number = 0
+        if not self.view:
+            self.commit({("watched",): True})
+            self.ref.when_gone(self._fail_waiters)
         for key, entry in self.view.items():
             if key[0] == "value":
                 self.values.setdefault(key[1], {})[key[2]] = entry
-            else:
+            elif key[0] == "waiter":
                 self.runs.awaited.add(entry.dag_id)
                 self.waiters.setdefault((entry.dag_id, entry.id), []).append(key)
                 self.number = max(self.number, key[1])
@@ -192,6 +196,12 @@ class ResultStore(Actor):
         if isinstance(message, Clear):
             return self._clear(message.dag_id)
         return super().handle(message)
+
+    def _fail_waiters(self, reason: Reason) -> None:
+        """No store will ever answer: on whatever thread closes the mailbox."""
+        for key, entry in list(self._state.view.items()):
+            if key[0] == "waiter":
+                entry.reply.fail(gone(self.ref, reason))
 
     def _find(self, dag_id: Hashable, id_: Hashable) -> tuple[str, Any]:
         run = self.runs.newest.get(dag_id)
