@@ -1,16 +1,15 @@
 """``progress=``: following a run while it goes on, as a bar on the terminal or by a callable.
 
 Built on what any user has: events, and the run's own counters. A run ends for its follower when its
-future is settled, however that came about, or dropped unsettled, as that of a run that was refused;
-so no subscription outlives its run. Callables are called on the thread of the events, one call at a
-time, the last one with the final state.
+future is settled, however that came about (that of a refused run is settled too), so no subscription
+outlives its run. Callables are called on the thread of the events, one call at a time, the last one
+with the final state.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,8 +72,6 @@ def show(runtime: Runtime, data: RunData, run: Run, progress: Any) -> None:
 
     subscription = runtime.subscribe(follow, (FunctionsFinished, _Settled))
     run.add_done_callback(lambda done: events.publish(_Settled(key=key, state=_outcome(done))))
-    refused = _Settled(key=key, state="failed")
-    weakref.finalize(run, events.publish, refused).atexit = False
 
 
 def _outcome(run: Any) -> str:
