@@ -1,9 +1,9 @@
 """``progress=``: following a run while it goes on, as a bar on the terminal or by a callable.
 
 Built on what any user has: events, and the run's own counters. A run ends for its follower when its
-future is settled, however that came about (that of a refused run is settled too), so no subscription
-outlives its run. Callables are called on the thread of the events, one call at a time, the last one
-with the final state.
+future is settled, however that came about (that of a refused run is settled too), so that no
+subscription outlives its run. Callables are called on the thread of the events, one call at a time,
+the last one with the final state.
 """
 
 from __future__ import annotations
