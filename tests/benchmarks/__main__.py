@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"case {name!r} could not be measured:", file=sys.stderr)
             traceback.print_exc()
     judged = [row for row in table.rows if row.reached is not None]
-    print(f"\n{sum(row.reached is True for row in judged)} of {len(judged)} targets reached")
+    reached = sum(row.reached is True for row in judged)
+    print(f"\n{reached} of {len(judged)} targets reached; load {machine()['load']:.1f} at the end")
     if options.json is not None:
         options.json.write_text(table.to_json(), encoding="utf-8")
     return broken

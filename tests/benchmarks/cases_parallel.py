@@ -71,7 +71,7 @@ def sweep(
         walls = alternate(ours, floor, repeats)
         shares = [n * grain / (CORES * min(wall)) for wall in walls]
         points.append(Point(grain, shares[0], shares[1]))
-        if max(points[-1].ours, points[-1].floor) < 0.4:
+        if max(points[-1].ours, points[-1].floor) < 0.25:
             break
     return points
 
@@ -89,13 +89,13 @@ def metg(points: list[tuple[float, float]], efficiency: float = 0.5) -> float:
         points: grain and efficiency, largest grain first.
         efficiency: what is asked for.
     """
-    if points[0][1] < efficiency:
-        return math.inf
-    for (grain, good), (smaller, bad) in pairwise(points):
-        if bad < efficiency:
+    smaller, bad = 0.0, 0.0
+    for grain, good in reversed(points):
+        if good >= efficiency:
             share = (good - efficiency) / (good - bad)
-            return float(grain * (smaller / grain) ** share)
-    return points[-1][0]
+            return float(grain * (smaller / grain) ** share) if smaller else grain
+        smaller, bad = grain, good
+    return math.inf
 
 
 def metg_row(case: str, points: list[Point], limit: float, note: str) -> Row:

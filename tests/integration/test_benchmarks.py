@@ -55,6 +55,7 @@ def test_an_unknown_case_is_named():
         ([(400.0, 0.9), (100.0, 0.5), (25.0, 0.3)], 100.0),
         ([(400.0, 0.4), (100.0, 0.3)], math.inf),
         ([(400.0, 0.9), (100.0, 0.8)], 100.0),
+        ([(400.0, 0.4), (200.0, 0.6), (50.0, 0.4), (25.0, 0.3)], 100.0),
     ],
 )
 def test_metg_is_where_half_is_reached(points, expected, monkeypatch):
