@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.errors import ConfigurationError, describe
-from handoff_actors.events import Event, FunctionsFinished
+from handoff_actors.events import Event, FunctionsFinished, RunFinished
 from handoff_actors.execution.run import Progress, Run
 from handoff_actors.execution.run_data import RunData
 
@@ -65,12 +65,19 @@ def show(runtime: Runtime, data: RunData, run: Run, progress: Any) -> None:
     def follow(event: Event) -> None:
         if isinstance(event, _Settled):
             if event.key == key:
-                subscription.cancel()
-                follower(Progress(data.plan.n, data.finished, event.state))
-        elif isinstance(event, FunctionsFinished) and event.dag_id == data.dag_id:
-            follower(Progress(data.plan.n, data.finished, data.state))
+                end(event.state)
+        elif isinstance(event, FunctionsFinished):
+            if event.dag_id == data.dag_id:
+                follower(Progress(data.plan.n, data.finished, data.state))
+        elif isinstance(event, RunFinished) and event.dag_id == data.dag_id and data.over:
+            # It comes before the future is settled, so who has the result can wait for the bar.
+            end(event.state)
 
-    subscription = runtime.subscribe(follow, (FunctionsFinished, _Settled))
+    def end(state: str) -> None:
+        subscription.cancel()
+        follower(Progress(data.plan.n, data.finished, state))
+
+    subscription = runtime.subscribe(follow, (FunctionsFinished, RunFinished, _Settled))
     run.add_done_callback(lambda done: events.publish(_Settled(key=key, state=_outcome(done))))
 
 
