@@ -14,7 +14,6 @@ give it up.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,7 @@ class Incarnation(pykka.Actor):
         self.ref = ref
         self.behaviour = behaviour
         self.monitors = Monitors()
-        self.ended = threading.Event()
+        self.ended = self.actor_stopped
         self.reason: Reason | None = None
         self._on_end = on_end
         self._supervised = supervised
@@ -277,7 +276,6 @@ class Incarnation(pykka.Actor):
 
     def _publish(self, reason: Reason) -> None:
         self.reason = reason
-        self.actor_stopped.set()
         ref = self.ref
         ref.incarnation = None
         if isinstance(reason, BaseException):

@@ -254,6 +254,7 @@ class DistributedExecutor(Actor):
         if entry is None:
             return
         self.commit({key: Entry(entry.data, None)})
+        entry.data.close()
         self.retained[key] = None
         self._prune()
 

@@ -6,13 +6,12 @@ the user's code raises passes through; the wall is around the worker's loop.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from handoff_actors.execution.context import Place, place
-from handoff_actors.graph.plan import Call, Converted, InlineCall, Source
+from handoff_actors.graph.calls import Call, Converted, InlineCall, Source
 
 Values = Mapping[int, Any] | Sequence[Any]
 
@@ -41,6 +40,9 @@ async def invoke_async(call: Call, values: Values, here: Place) -> Any:
     """
     place.set(here)
     if any(source.__class__ is not int for source in call.sources):
+        # Whoever awaits has imported it; a worker process without coroutines is spared it.
+        import asyncio
+
         args = await asyncio.to_thread(arguments, call, values, here.context().node)
     else:
         args = arguments(call, values, "")

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.reasons import Exit
 from handoff_actors.actors.timers import Timer
 from handoff_actors.execution.run_state import History
 from handoff_actors.graph.plan import Plan
@@ -41,6 +42,12 @@ MISSING: Final = _Absent("MISSING")
 """There is no value yet."""
 FREED: Final = _Absent("FREED")
 """There was a value that nobody needed any more."""
+
+_NO_CONTEXT: Final = contextvars.Context()
+_NOWHERE: Final[deque[Any]] = deque(maxlen=0)
+"""Where workers that end after their run leave what nobody wants."""
+_ENDED: Final = Ref(None, "a run that has ended")
+_ENDED.close(Exit.NORMAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +194,22 @@ class RunData:
 
     def watch(self, id_: Hashable) -> None:
         """Have the runner tell the store when this value comes."""
-        self.watched.add(self.plan.index.get(id_, -1))
+        if not self.over:
+            self.watched.add(self.plan.index.get(id_, -1))
+
+    def close(self) -> None:
+        """The run has its answer: keep the values and drop what was needed to make them.
+
+        Hundreds of finished runs are retained, and the garbage collector walks them all.
+        """
+        self.queues = []
+        self.context = _NO_CONTEXT
+        self.done = self.reports = _NOWHERE
+        self.retrying = self.suspects = self.watched = set()
+        self.code_keys = {}
+        self.links = None
+        self.ref = _ENDED
+        self.timer = None
 
     def release(self) -> None:
         """Forget all values; nobody may read them any more."""

@@ -101,11 +101,14 @@ class Processes:
         for i in range(plan.n):
             if plan.class_of[i] in wanted:
                 code = plan.codes[i]
-                if plan.plain[i] is not None:
+                call = plan.calls.get(i)
+                if call is None or _is_positional(call):
                     if id(code) in checked:
                         continue
                     checked.add(id(code))
-                check_call(plan.call(i), dag_id)
+                    # Its arguments are checked when they are sent, as values are.
+                    call = Call(plan.ids[i], code, ())
+                check_call(call, dag_id)
 
     def begin(self, worker: ProcessWorker, lane: ProcessLane) -> None:
         """The worker serves this lane from now on; it forgets the code of another run."""
@@ -160,16 +163,16 @@ class Processes:
             known = data.code_keys[mark] = (next(self._keys), taught)
         return known
 
-    def values(self, data: RunData, i: int) -> dict[int, Any]:
-        """The values function ``i`` needs, under the indices its taught call has for them."""
+    def values(self, data: RunData, i: int) -> tuple[Any, ...] | dict[int, Any]:
+        """The values function ``i`` needs, in the order or under the indices of its taught call."""
         plan, values = data.plan, data.values
         plain = plan.plain[i]
         if plain is not None:
-            return {k: values[d] for k, d in enumerate(plain)}
+            return tuple([values[d] for d in plain])
         call = plan.calls[i]
         if _is_positional(call):
             args = [values[cast("int", source)] for source in call.sources]
-            return dict(enumerate((*args, *call.extra_args)))
+            return (*args, *call.extra_args)
         return {d: values[d] for d in plan.deps[i]}
 
     def describe(self) -> dict[str, Any]:
