@@ -98,7 +98,6 @@ class Runs(RuleBasedStateMachine):
         self.crashes: list[tuple[CrashedAttempt, ...]] = [()] * self.n
         self.linked = {f for f in self.links or () if f >= 0}
         self.ended = None
-        self.failed: set[int] = set()
         step = self.state.handle(Start())
         self.expect(step, {i for i in range(self.n) if not self.needs(i)})
 
@@ -209,7 +208,6 @@ class Runs(RuleBasedStateMachine):
     def fail(self, data, kind):
         token = self.pick(data, self.running)
         self.running.remove(token)
-        self.late.append(token)
         i = token % self.n
         function = self.plan.functions[i]
         if kind == "crashed":
@@ -230,6 +228,7 @@ class Runs(RuleBasedStateMachine):
         if self.ended:
             assert step == Step()
             return
+        self.late.append(token)
         if kind == "crashed":
             self.crashes[i] += (event.crash,)
         else:
@@ -244,7 +243,6 @@ class Runs(RuleBasedStateMachine):
             assert failure.attempts == self.attempts[i] == token // self.n + 1
             assert failure.crashes == self.crashes[i]
             self.ended = "failed"
-            self.failed.add(i)
             return
         assert step.failure is None
         self.attempts[i] += 1
@@ -278,15 +276,11 @@ class Runs(RuleBasedStateMachine):
         expected = [] if self.ended else some
         step = self.state.handle(Withdrawn(some))
         self.expect(step, expected)
-        if self.ended:
-            self.late.extend(some)
 
     @precondition(lambda self: self.late)
     @rule(data=st.data(), kind=st.integers(0, 4))
     def late_outcome(self, data, kind):
         token = self.pick(data, self.late)
-        if self.ended and token % self.n not in self.done | self.failed:
-            return  # given back or failed after the end: nothing superseded it, so it may yet count
         event = [
             Succeeded([token, token]),
             Raised(token, ERROR, "here"),
