@@ -225,6 +225,7 @@ class DistributedExecutor(Actor):
             on_error=lambda error: desk.fail(data, error),
             follow=True,
         )
+        data.ref = ref
         ref.when_gone(lambda reason: self._runner_gone(data, reason))
         timeout = data.options.timeout
         if timeout is not None:

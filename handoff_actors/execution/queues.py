@@ -68,6 +68,7 @@ class Queue:
     """
 
     __slots__ = (
+        "apart",
         "claims",
         "company",
         "data",
@@ -110,6 +111,7 @@ class Queue:
         self.parked: list[Lane] = []
         self.claims: deque[Claim] = deque()
         self.wanted = 0
+        self.apart = 0
         self.in_line = False
         self.mean = 0.0
         self.ended = 0
@@ -153,7 +155,7 @@ class Queue:
         if count <= 0 or self.data.stopping:
             return
         if self.kind.cost and not self.data.options.ignore_costs:
-            wanted = min(len(self.lanes) + count, self.permits.limit)
+            wanted = min(len(self.lanes) + count, self.permits.limit) + self.apart
             if wanted > self.wanted:
                 self.want(wanted)
             return
@@ -195,7 +197,7 @@ class Queue:
         """If nothing waits any more: take back what was asked of the tracker in vain."""
         if self.wanted and not self.ready:
             self._return_claims()
-            held = sum(1 for lane in list(self.lanes) if lane.claim is not None)
+            held = sum(1 for lane in list(self.lanes) if lane.claim is not None) + self.apart
             if self.wanted > held:
                 self.want(held)
 
@@ -257,10 +259,41 @@ class Queue:
         return True
 
     def remove(self, lane: Lane) -> None:
-        """Forget a lane."""
+        """Forget a lane; the lock is held."""
         if lane in self.lanes:
             self.lanes.discard(lane)
             self.data.lanes -= 1
+
+    def set_apart(self, lane: Lane) -> None:
+        """A lane serves nobody for a while, or never again; it keeps its claim."""
+        with self.lock:
+            self.remove(lane)
+            if lane.claim is not None:
+                self.apart += 1
+
+    def take_in(self, lane: Lane) -> None:
+        """A lane that was set apart serves again."""
+        with self.lock:
+            if lane.claim is not None:
+                self.apart -= 1
+            self.lanes.add(lane)
+            self.data.lanes += 1
+
+    def lend(self, lane: Lane) -> None:
+        """A lane's attempt waits for other functions: its permit and claim are theirs meanwhile."""
+        self.set_apart(lane)
+        if lane.claim is not None:
+            self.workers.suspend(lane.claim)
+        self.permits.give()
+        if self.ready:
+            self.grow(1)
+
+    def reclaim(self, lane: Lane) -> None:
+        """The wait is over; blocks until the claim has its resources again."""
+        if lane.claim is not None:
+            self.workers.resume(lane.claim)
+        self.permits.take_back()
+        self.take_in(lane)
 
     def company_at_work(self) -> bool:
         """Whether another lane is at work, so that more may soon be ready."""

@@ -8,14 +8,21 @@ import json
 import os
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from handoff_actors.errors import NotStartedError, RunCancelledError, ValueNotFoundError
+from handoff_actors.errors import (
+    ActorCrashedError,
+    NotStartedError,
+    RunCancelledError,
+    ValueNotFoundError,
+)
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.runner import Cancel, Listen
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,18 @@ class Timing:
 
     start: float
     duration: float
+
+
+def _while_lent(wait: Callable[[], _T]) -> _T:
+    """Wait; inside a function, what it holds is lent to others meanwhile."""
+    here = place.get()
+    if here is None:
+        return wait()
+    loan = here.lend()
+    try:
+        return wait()
+    finally:
+        here.reclaim(loan)
 
 
 class Run(concurrent.futures.Future["ExecutionResult"]):
@@ -80,14 +99,13 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         """
         if self.done():
             return super().result(0)
-        here = place.get()
-        if here is None:
-            return super().result(timeout)
-        loan = here.lend()
-        try:
-            return super().result(timeout)
-        finally:
-            here.reclaim(loan)
+        return _while_lent(lambda: super(Run, self).result(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As ``result``, with the error returned."""
+        if self.done():
+            return super().exception(0)
+        return _while_lent(lambda: super(Run, self).exception(timeout))
 
     def cancel(self) -> bool:
         """Cancel the run, also while it runs.
@@ -143,13 +161,16 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         data = self._data
         assert data is not None, "the run was not admitted"
         queue: SimpleQueue[int | None] = SimpleQueue()
-        if data.ref is None or data.ref.gone:
+        try:
+            if data.ref is None:
+                raise ActorCrashedError("the run has no runner")
+            data.ref.call(Listen(queue))
+        except ActorCrashedError:
+            # It has ended, maybe just now.
             finished = [i for i in range(data.plan.n) if data.values[i] is not MISSING]
             for i in sorted(finished, key=data.ends.__getitem__):
                 queue.put(i)
             queue.put(None)
-        else:
-            data.ref.call(Listen(queue))
         while (index := self._next(queue, timeout)) is not None:
             value = data.values[index]
             if value is not FREED:
@@ -158,11 +179,9 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
 
     @staticmethod
     def _next(queue: SimpleQueue[int | None], timeout: float | None) -> int | None:
-        import queue as queues
-
         try:
-            return queue.get(timeout=timeout)
-        except queues.Empty:
+            return _while_lent(lambda: queue.get(timeout=timeout))
+        except Empty:
             raise TimeoutError(f"no function finished within {timeout} s") from None
 
     def __await__(self) -> Generator[Any, None, ExecutionResult]:

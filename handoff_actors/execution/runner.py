@@ -93,7 +93,7 @@ class Runner(Actor):
         data.incarnation += 1
         self.incarnation = data.incarnation
         kept = keep_mask(plan, options.keep)
-        fresh = data.ref is None
+        fresh = data.incarnation == 1
         self.state = RunState(
             plan,
             options.max_retries,

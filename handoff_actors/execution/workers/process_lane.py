@@ -103,26 +103,14 @@ class ProcessLane:
 
     def lend(self) -> Any:
         """The process waits for other functions: its permit and claim are theirs meanwhile."""
-        queue = self.queue
-        with queue.lock:
-            queue.remove(self)
-        if self.claim is not None:
-            self.workers.suspend(self.claim)
-        queue.permits.give()
+        self.queue.lend(self)
         self.workers.carriers.submit(self._take_back)
-        if queue.ready and queue.data.ref is not None:
-            queue.data.ref.mailbox.signal_elsewhere()
-        return queue
+        return self.queue
 
     def reclaim(self, loan: Any) -> None:
         """Get them back."""
-        queue: Queue = loan
-        if self.claim is not None:
-            self.workers.resume(self.claim)
-        queue.permits.take_back()
-        with queue.lock:
-            queue.lanes.add(self)
-            queue.data.lanes += 1
+        if loan is not None:
+            self.queue.reclaim(self)
 
     def run(self) -> None:
         """Serve the queue until there is nothing to do for a while."""

@@ -80,27 +80,13 @@ class ThreadLane:
         """Give the permit and the claim's resources to others."""
         if threading.get_ident() != self.thread:
             return None
-        queue = self.queue
-        with queue.lock:
-            queue.remove(self)
-        if self.claim is not None:
-            self.workers.suspend(self.claim)
-        queue.permits.give()
-        if queue.ready and queue.data.ref is not None:
-            queue.data.ref.mailbox.signal_elsewhere()
-        return queue
+        self.queue.lend(self)
+        return self.queue
 
     def reclaim(self, loan: Any) -> None:
         """Get them back."""
-        if loan is None:
-            return
-        queue: Queue = loan
-        if self.claim is not None:
-            self.workers.resume(self.claim)
-        queue.permits.take_back()
-        with queue.lock:
-            queue.lanes.add(self)
-            queue.data.lanes += 1
+        if loan is not None:
+            self.queue.reclaim(self)
 
     # As a lane.
 
@@ -319,8 +305,7 @@ class ThreadLane:
             return
         queue = self.queue
         data = queue.data
-        with queue.lock:
-            queue.remove(self)
+        queue.set_apart(self)
         self.workers.abandoned.add(self)
         queue.permits.give()
         self.workers.events.publish(
@@ -333,5 +318,10 @@ class ThreadLane:
     def _end_abandoned(self) -> None:
         self.workers.abandoned.discard(self)
         if self.claim is not None:
+            queue = self.queue
+            with queue.lock:
+                queue.apart -= 1
             claim, self.claim = self.claim, None
-            self.queue.release_claim(claim)
+            queue.release_claim(claim)
+            if queue.ready:
+                queue.grow(1)
