@@ -35,6 +35,10 @@ from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.results.store import Begin, Ended, Runs
 
 
+_LOOK_AGAIN = 0.5
+"""Seconds between looks at results that keep more runs than ``max_retained_runs``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admit:
     """Run this; raises AlreadyRunningError.
@@ -57,6 +61,11 @@ class Finished:
     """The run has its answer."""
 
     key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """See whether results that kept their runs are still in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +172,8 @@ class DistributedExecutor(Actor):
         self.view: Mapping[int, Entry] = self.take(self.desk.table)
         self.newest = self.desk.runs.newest
         self.retained: OrderedDict[int, None] = OrderedDict()
+        self.held: set[int] = set()
+        self.looking = False
         for key in sorted(self.view):
             entry = self.view[key]
             self.newest[entry.data.dag_id] = entry.data
@@ -177,6 +188,9 @@ class DistributedExecutor(Actor):
             return self._admit(message)
         if isinstance(message, Finished):
             return self._finished(message.key)
+        if isinstance(message, Prune):
+            self.looking = False
+            return self._prune()
         if isinstance(message, Release):
             return self._forget(message.key)
         if isinstance(message, Discard):
@@ -269,14 +283,19 @@ class DistributedExecutor(Actor):
             except Empty:
                 break
             results.pop(key, None)
-            if key in self.view and key not in self.retained:
-                self.retained[key] = None
-                self.retained.move_to_end(key, last=False)
+            if key in self.held:
+                self.held.discard(key)
+                self._forget(key)
         while len(self.retained) > desk.max_retained:
             key, _ = self.retained.popitem(last=False)
-            held = results.get(key)
-            if held is None or held() is None:
+            result = results.get(key)
+            if result is None or result() is None:
                 self._forget(key)
+            else:
+                self.held.add(key)
+        if self.held and not self.looking:
+            self.looking = True
+            self.system.timers.send_after(_LOOK_AGAIN, self.ref, Prune())
 
     def _forget(self, key: int) -> None:
         entry = self.view.get(key)
@@ -284,6 +303,7 @@ class DistributedExecutor(Actor):
             return
         self.commit(deletions=[key])
         self.retained.pop(key, None)
+        self.held.discard(key)
         self.desk.results.pop(key, None)
         if self.newest.get(entry.data.dag_id) is entry.data:
             del self.newest[entry.data.dag_id]
