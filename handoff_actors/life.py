@@ -15,8 +15,6 @@ import abc
 import atexit
 import itertools
 import os
-import secrets
-import socket
 import threading
 import time
 import weakref
@@ -109,12 +107,12 @@ class Life(abc.ABC):
         self._failure: RuntimeFailedError | None = None
         number = next(_names)
         suffix = "" if number == 1 else f"-{number}"
-        self._name = self.options.name or f"{socket.gethostname()}-{os.getpid()}{suffix}"
+        self._name = self.options.name or f"{os.uname().nodename}-{os.getpid()}{suffix}"
         self.authkey = self._authkey()
         self.events = EventBus()
 
     def _authkey(self) -> str:
-        key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or secrets.token_hex(32)
+        key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or os.urandom(32).hex()
         return key.hex() if isinstance(key, bytes) else key
 
     # Its life.

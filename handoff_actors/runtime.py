@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -407,7 +407,7 @@ class Runtime(Life):
             "up",
             dict(self._offered.get(self._name, {})),
             dict(tracker.call(AvailableResources(self._name))),
-            platform.python_version(),
+            ".".join(map(str, sys.version_info[:3])),
             __version__,
         )
 

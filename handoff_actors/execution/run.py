@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import json
 import os
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -185,6 +183,9 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             raise TimeoutError(f"no function finished within {timeout} s") from None
 
     def __await__(self) -> Generator[Any, None, ExecutionResult]:
+        # Whoever awaits has imported it; most programs need not pay for it.
+        import asyncio
+
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
 
@@ -296,6 +297,8 @@ class ExecutionResult:
 
     def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
         """Write the timeline for Perfetto (ui.perfetto.dev) or ``chrome://tracing``."""
+        import json
+
         events: list[dict[str, Any]] = []
         rows: list[float] = []
         nodes = self.allocations

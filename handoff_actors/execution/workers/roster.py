@@ -18,7 +18,6 @@ from handoff_actors.events import EventBus, Log, log
 from handoff_actors.execution.queues import Lane, Queue
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.run_state import find_links
-from handoff_actors.execution.workers.coroutine import CoroutineQueue, CoroutineWorker
 from handoff_actors.execution.workers.permits import Permits
 from handoff_actors.execution.workers.process_lane import ProcessLane
 from handoff_actors.execution.workers.processes import Processes
@@ -28,6 +27,7 @@ from handoff_actors.resources.claims import Claim, Release, Resume, Suspend
 from handoff_actors.resources.tracker import Contention, Want
 
 if TYPE_CHECKING:
+    from handoff_actors.execution.workers.coroutine import CoroutineWorker
     from handoff_actors.resources.capabilities import NodeCapacity
 
 
@@ -76,17 +76,28 @@ class Workers:
         self.process_permits = Permits(max_workers or self.cores)
         self.coroutine_permits = Permits(1 << 30)
         self.processes = Processes(self, max_workers or self.cores, forward)
-        self.coroutines = CoroutineWorker(system.name)
+        self._coroutines: CoroutineWorker | None = None
         self.abandoned: set[ThreadLane] = set()
         self.tracker: Ref | None = None
         self.store: Ref | None = None
         self._contention = contention
+        self._lock = threading.Lock()
         self._runtime = weakref.ref(runtime)
         self._available: Callable[[RunData, list[int]], None] | None = None
 
     def runtime(self) -> Any:
         """The runtime these workers belong to."""
         return self._runtime()
+
+    @property
+    def coroutines(self) -> CoroutineWorker:
+        """The event loop, made when first needed."""
+        from handoff_actors.execution.workers.coroutine import CoroutineWorker
+
+        with self._lock:
+            if self._coroutines is None:
+                self._coroutines = CoroutineWorker(self.system.name)
+            return self._coroutines
 
     # Queues of a run.
 
@@ -106,6 +117,9 @@ class Workers:
         if isolation == "process":
             return Queue(data, number, kind, self, self._process_lane, self.process_permits)
         if kind.is_async:
+            # asyncio costs import time that only those who use it should pay.
+            from handoff_actors.execution.workers.coroutine import CoroutineQueue
+
             return CoroutineQueue(data, number, kind, self)
         return Queue(data, number, kind, self, self._thread_lane, self.thread_permits)
 
@@ -178,7 +192,7 @@ class Workers:
         return {
             "threads": {"busy": self.thread_permits.in_use, "limit": self.thread_permits.limit},
             "processes": self.processes.describe(),
-            "coroutines": self.coroutines.in_flight,
+            "coroutines": 0 if self._coroutines is None else self._coroutines.in_flight,
             "abandoned_threads": [
                 {"dag_id": lane.queue.data.dag_id, "function_id": lane.context().function_id}
                 for lane in list(self.abandoned)
@@ -187,7 +201,12 @@ class Workers:
 
     def close(self, timeout: float) -> None:
         """End processes and the event loop; threads end with the system's carriers."""
-        closing = threading.Thread(target=self.coroutines.close, args=(timeout,), daemon=True)
-        closing.start()
+        with self._lock:
+            loop, self._coroutines = self._coroutines, None
+        closing = None
+        if loop is not None:
+            closing = threading.Thread(target=loop.close, args=(timeout,), daemon=True)
+            closing.start()
         self.processes.close(timeout)
-        closing.join(timeout)
+        if closing is not None:
+            closing.join(timeout)
