@@ -1,4 +1,4 @@
-"""Fixtures for tests of whole runtimes: all is stopped afterwards, and nothing may be left of it."""
+"""Fixtures for tests of whole runtimes: all is stopped afterwards, and nothing may be left."""
 
 from __future__ import annotations
 
