@@ -196,10 +196,9 @@ class RunState:
         if not self.remaining:
             step.finished = True
             return
-        linked = set(self.links) if self.links is not None else ()
         left, done = self.left, self.done
         for i in range(self.plan.n):
-            if not left[i] and not done[i] and i not in linked:
+            if not left[i] and not done[i]:
                 step.ready.append(i)
 
     def outstanding(self) -> set[int]:

@@ -291,7 +291,7 @@ class Runs(RuleBasedStateMachine):
         assert not self.state.is_present(token)
         assert self.state.handle(event) == Step()
 
-    @precondition(lambda self: len(self.dispatched) > 3)
+    @precondition(lambda self: self.running or self.ended)
     @rule()
     def stop(self):
         assert self.state.handle(Stopped()) == Step()

@@ -340,3 +340,9 @@ class TestGoingOn:
     def test_start_goes_on_with_what_is_left(self):
         state = RunState(diamond(), done=bytearray([1, 0, 1, 0]))
         assert state.handle(Start()) == Step(ready=[1])
+
+    def test_start_goes_on_with_a_linked_function_whose_worker_is_gone(self):
+        plan = chain(3)
+        links = find_links(plan, [True])
+        state = RunState(plan, links=links, done=bytearray([1, 0, 0]))
+        assert state.handle(Start()) == Step(ready=[1])
