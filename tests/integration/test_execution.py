@@ -253,6 +253,25 @@ def test_siblings_of_a_failure_are_told(runtime: handoff.Runtime) -> None:
 # Timeouts.
 
 
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_a_function_that_takes_too_long(
+    runtime: handoff.Runtime, gate: Gate, kind: str, claims_at_zero: Any
+) -> None:
+    async def coroutine() -> None:
+        await asyncio.sleep(30)
+
+    code: Any = gate if kind == "thread" else coroutine
+    started = time.monotonic()
+    with pytest.raises(handoff.FunctionTimeoutError) as caught:
+        runtime.execute(single(code, timeout=0.05, max_retries=1, cost={"cpu": 1}))
+    assert time.monotonic() - started < 5
+    error = caught.value
+    assert isinstance(error, TimeoutError)
+    assert (error.timeout, error.attempts, error.function_id) == (0.05, 2, "f")
+    gate.open.set()
+    claims_at_zero(runtime)
+
+
 def test_an_abandoned_thread_keeps_its_claim(
     runtime: handoff.Runtime, gate: Gate, claims_at_zero: Any
 ) -> None:
@@ -494,6 +513,18 @@ def test_as_completed_while_it_runs(runtime: handoff.Runtime) -> None:
     assert [i for i, _ in run.as_completed()] == ["a", "b", "c"]
 
 
+def test_as_completed_of_a_run_that_fails(runtime: handoff.Runtime) -> None:
+    dag = handoff.new().add_function(Function("a", (), lambda: 1))
+    dag.add_function(Function("b", ["a"], fails_until(99), max_retries=0))
+    for _ in range(2):
+        run = runtime.submit(dag)
+        seen = []
+        with pytest.raises(handoff.FunctionFailedError):  # noqa: PT012
+            for pair in run.as_completed(timeout=10):
+                seen.append(pair)
+        assert seen == [("a", 1)]
+
+
 def test_as_completed_of_a_run_that_is_cancelled(runtime: handoff.Runtime, gate: Gate) -> None:
     run = runtime.submit(single(gate).add_function(Function("g", (), lambda: 1)))
     finished = run.as_completed(timeout=10)
@@ -501,6 +532,14 @@ def test_as_completed_of_a_run_that_is_cancelled(runtime: handoff.Runtime, gate:
     run.cancel()
     with pytest.raises(handoff.RunCancelledError):
         list(finished)
+
+
+def test_as_completed_with_a_timeout(runtime: handoff.Runtime, gate: Gate) -> None:
+    run = runtime.submit(single(gate))
+    with pytest.raises(TimeoutError):
+        next(run.as_completed(timeout=0.05))
+    gate.open.set()
+    assert list(run.as_completed(timeout=10)) == [("f", "through")]
 
 
 def test_as_completed_by_several_at_once(runtime: handoff.Runtime, together: Any) -> None:
@@ -1132,6 +1171,33 @@ def test_wide_nested_runs_with_one_worker(make_runtime: Any, claims_at_zero: Any
         dag.add_function(Function(i, (), nested, extra_args=[3, {"cpu": 1}], cost={"cpu": 1}))
     assert set(runtime.execute(dag, timeout=15).results.values()) == {3}
     claims_at_zero(runtime)
+
+
+def test_nested_submit_result_and_as_completed(make_runtime: Any) -> None:
+    runtime = make_runtime(max_workers=1, capabilities={"cpu": 1})
+
+    def outer() -> Any:
+        inner = handoff.new()
+        for i in range(3):
+            inner.add_function(Function(i, (), lambda i=i: i, cost={"cpu": 1}))
+        run = handoff.submit(inner)
+        return sorted(run.as_completed(10)), run.result(10).results[2]
+
+    pairs, two = runtime.execute(single(outer, cost={"cpu": 1}), timeout=15).results["f"]
+    assert pairs == [(0, 0), (1, 1), (2, 2)]
+    assert two == 2
+
+
+def test_a_function_that_waits_for_another_functions_result(make_runtime: Any) -> None:
+    runtime = make_runtime(max_workers=1, capabilities={"cpu": 1})
+    dag = handoff.new("d")
+    dag.add_function(
+        Function(
+            "waits", (), lambda: handoff.get_result("d", "made", 10), cost={"cpu": 1}, max_retries=0
+        )
+    )
+    dag.add_function(Function("made", (), lambda: 7, cost={"cpu": 1}))
+    assert runtime.execute(dag, timeout=15).results["waits"] == 7
 
 
 def test_a_nested_failure_is_the_cause(runtime: handoff.Runtime) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import json
 import os
@@ -173,6 +174,53 @@ def test_what_needs_no_runtime(default: Any) -> None:
     chain(dag).validate()
     assert "a" in dag.to_mermaid()
     assert default.new().id != default.new().id
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": ""},
+        {"name": 3},
+        {"capabilities": {"cpu": -1}},
+        {"capabilities": {"cpu": float("nan")}},
+        {"capabilities": {"cpu": float("inf")}},
+        {"capabilities": {"cpu": "2"}},
+        {"capabilities": {3: 2}},
+        {"capabilities": 3},
+        {"isolation": "fibre"},
+        {"max_workers": 0},
+        {"max_workers": -1},
+        {"max_workers": 1.5},
+        {"max_workers": True},
+        {"max_retries": -1},
+        {"max_retries": "3"},
+        {"max_retries": None},
+        {"allocator": "best"},
+        {"allocator": 3},
+        {"allocator": object()},
+        {"resource_tracker": object()},
+        {"max_retained_runs": -1},
+        {"max_restarts": -1},
+        {"max_seconds": 0},
+        {"max_seconds": float("nan")},
+        {"heartbeat_timeout": -1},
+        {"node_return_timeout": "long"},
+        {"shutdown_timeout": -1},
+        {"shutdown_timeout": float("inf")},
+        {"on_failure": 3},
+        {"authkey": 3},
+        {"colour": "red"},
+    ],
+    ids=repr,
+)
+def test_bad_options_are_refused_by_name(default: Any, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(handoff.ConfigurationError, match=name):
+        handoff.Runtime(**options)
+    with pytest.raises(handoff.ConfigurationError, match=name):
+        default.start(**options)
+    with pytest.raises(handoff.NotStartedError):
+        default.status()
 
 
 def test_the_authkey_is_in_no_text(make_runtime: Any) -> None:
@@ -387,6 +435,53 @@ def test_values_that_are_not_there(runtime: handoff.Runtime) -> None:
         runtime.get_result("d", "x", 0)
 
 
+def test_a_value_with_a_location_elsewhere_but_kept_here(runtime: handoff.Runtime) -> None:
+    runtime.register_data_location("d", "x", "a_dead_node")
+    with pytest.raises(handoff.NodeDownError):
+        runtime.get_value("d", "x")
+    runtime.store_value("d", "x", 5)
+    assert runtime.get_value("d", "x") == 5
+
+
+@pytest.mark.parametrize("bad", [["list"], {}, {1}], ids=repr)
+def test_unhashable_ids_are_an_error_not_a_crash(runtime: handoff.Runtime, bad: Any) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: runtime.store_value(bad, "x", 1),
+        lambda: runtime.store_value("d", bad, 1),
+        lambda: runtime.store_result("d", bad, 1),
+        lambda: runtime.get_local_value(bad, "x"),
+        lambda: runtime.get_value("d", bad),
+        lambda: runtime.get_result("d", bad, 0.1),
+        lambda: runtime.get_result(bad, "x", 0.1),
+        lambda: runtime.synchronize("d", [bad]),
+        lambda: runtime.register_data_location("d", bad, "n"),
+        lambda: runtime.lookup_data_location(bad, "x"),
+        lambda: runtime.clear(bad),
+        lambda: runtime.submit(chain(), dag_id=bad),
+        lambda: runtime.node_info(bad),
+        lambda: runtime.resources_available(bad, {"cpu": 1}),
+        lambda: runtime.submit(chain(), keep=[bad]),
+    ]
+    for call in calls:
+        with contextlib.suppress(handoff.ConfigurationError, TypeError, handoff.NodeError):
+            call()
+    assert not runtime.status().restarts, "no argument of a user's may crash an actor"
+    assert runtime.execute(chain()).results["c"] == 3
+
+
+def test_get_result_of_a_run(runtime: handoff.Runtime, spawn: Any) -> None:
+    gate = threading.Event()
+    dag = gated(gate, "d").add_function(Function("next", ["wait"], lambda _: "done"))
+    run = runtime.submit(dag)
+    waiting = [spawn(lambda: runtime.get_result("d", "next", 20)) for _ in range(8)]
+    gate.set()
+    assert [w.result(20) for w in waiting] == ["done"] * 8
+    run.result(10)
+    assert runtime.get_result("d", "next", 0) == "done"
+    assert runtime.get_local_value("d", "next") == "done"
+    assert runtime.lookup_data_location("d", "next") == runtime.node()
+
+
 def test_get_result_ends_at_once_when_the_run_ended_without_it(
     runtime: handoff.Runtime, spawn: Any
 ) -> None:
@@ -532,6 +627,12 @@ def test_a_slow_subscriber_slows_nobody(runtime: handoff.Runtime) -> None:
             release.set()
 
 
+@pytest.mark.parametrize("bad", [(3, None), (print, 3), (print, [3])], ids=repr)
+def test_bad_subscriptions(runtime: handoff.Runtime, bad: tuple[Any, Any]) -> None:
+    with pytest.raises((handoff.ConfigurationError, TypeError)):
+        runtime.subscribe(*bad)
+
+
 def test_execute_local_ignores_costs_and_pins(runtime: handoff.Runtime) -> None:
     dag = handoff.new()
     dag.add_function(Function("a", (), lambda: 1, cost={"gpu": 99}, node="far_away"))
@@ -616,6 +717,39 @@ def test_bad_dags(runtime: handoff.Runtime) -> None:
     with pytest.raises(handoff.InvalidFunctionError):
         runtime.submit(chain().add_function(Function("d", ["a"], lambda: 1)))
     assert not runtime.status().runs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inputs": {"nobody": 1}},
+        {"inputs": {"a": 1}},
+        {"inputs": 3},
+        {"allocation_strategy": "best"},
+        {"allocation_strategy": 3},
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+        {"max_concurrency": 0},
+        {"max_concurrency": -3},
+        {"max_concurrency": "2"},
+        {"timeout": -1},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"timeout": "1"},
+        {"keep": "some"},
+        {"keep": ["nobody"]},
+        {"keep": 3},
+        {"progress": "yes please"},
+    ],
+    ids=repr,
+)
+def test_bad_arguments_of_a_run(runtime: handoff.Runtime, options: dict[str, Any]) -> None:
+    (name,) = options
+    for call in (runtime.submit, runtime.execute):
+        with pytest.raises((handoff.ConfigurationError, handoff.InvalidDAGError), match=name):
+            call(chain(), **options)
+    assert not runtime.status().runs
+    assert runtime.execute(chain()).results["c"] == 3
 
 
 @pytest.mark.parametrize("dag", [None, 3, "dag", {}, Function("a", (), int)], ids=repr)
@@ -759,6 +893,37 @@ def test_submit_from_a_thread_that_ends(runtime: handoff.Runtime) -> None:
     thread.join(10)
     gate.set()
     assert runs[0].result(10).results["wait"] is True
+
+
+def test_stop_from_another_thread_answers_those_who_wait(
+    leaks: Any, spawn: Any, request: pytest.FixtureRequest
+) -> None:
+    runtime = handoff.Runtime(shutdown_timeout=1.0).start()
+    gate = threading.Event()
+    request.addfinalizer(gate.set)
+    executing = [spawn(lambda n=n: runtime.execute(gated(gate, n))) for n in range(3)]
+    reading = spawn(lambda: runtime.get_result("nothing", "x", 60))
+    wait_for(lambda: len(runtime.status().runs) == 3)
+    stopping = spawn(runtime.stop)
+    for run in executing:
+        with pytest.raises((handoff.RunCancelledError, handoff.NotStartedError)):
+            run.result(10)
+    with pytest.raises(handoff.HandoffError):
+        reading.result(10)
+    gate.set()
+    stopping.result(10)
+
+
+def test_concurrent_starts_and_stops_of_the_default(default: Any, together: Any) -> None:
+    def work(number: int) -> None:
+        for _ in range(10):
+            default.start()
+            with contextlib.suppress(handoff.HandoffError):
+                default.execute(chain(), dag_id=object())
+            if number % 2:
+                default.stop()
+
+    together([functools.partial(work, number) for number in range(4)])
 
 
 def test_await_a_run(runtime: handoff.Runtime) -> None:
