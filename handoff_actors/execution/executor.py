@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.calls import Ref, gone
 from handoff_actors.actors.dynamic_supervisor import start_soon
-from handoff_actors.actors.reasons import Reason
+from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import Actor
 from handoff_actors.actors.specs import ChildSpec
 from handoff_actors.actors.table import Table
 from handoff_actors.errors import (
-    ActorCrashedError,
     AlreadyRunningError,
     ExecutionTimeoutError,
     HandoffError,
@@ -84,10 +83,11 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the table has of a run: ``run`` only while it goes on."""
+    """What the table has of a run: ``run`` only while it goes on; ``here`` as in ``Admit``."""
 
     data: RunData
     run: Run | None
+    here: bool = False
 
 
 class Desk:
@@ -113,14 +113,15 @@ class Desk:
         """Answer the run; called by its runner when it has its outcome."""
         entry = self.table.view.get(data.key)
         run = entry.run if entry is not None else None
-        if data.timer is not None:
-            data.timer.cancel()
         events = self.workers.events
         if events.active:
             error = None if data.error is None else str(data.error)
             events.publish(RunFinished(dag_id=data.dag_id, state=data.state, error=error))
         if data.watched and self.store is not None:
             self.store.cast(Ended(data), follow=True)
+        listeners, data.listeners = data.listeners, []
+        for listener in listeners:
+            listener.put(None)
         if run is not None:
             self.answer(data, run)
         if self.executor is not None:
@@ -181,6 +182,9 @@ class DistributedExecutor(Actor):
                 self.retained[key] = None
             elif entry.run.done() and entry.data.over:
                 self.ref.cast(Finished(key))
+            elif entry.data.ref is None and not entry.here:
+                # The one before died between admitting it and starting its runner.
+                self._begin(entry.data, entry.run)
 
     def handle(self, message: Any) -> Any:
         """See the messages."""
@@ -214,16 +218,21 @@ class DistributedExecutor(Actor):
                 run.settle(None, error)
                 return
             raise error
-        self.commit({data.key: Entry(data, run)})
+        self.commit({data.key: Entry(data, run, message.here)})
         self.newest[data.dag_id] = data
         desk = self.desk
         if data.dag_id in desk.runs.awaited and desk.store is not None:
             desk.store.cast(Begin(data))
         if desk.workers.events.active:
             desk.workers.events.publish(RunStarted(dag_id=data.dag_id, functions=data.plan.n))
-        if message.here:
-            return
+        if not message.here:
+            self._begin(data, run)
+
+    def _begin(self, data: RunData, run: Run) -> None:
+        """Start the run's runner."""
+        desk = self.desk
         workers, finish = desk.workers, desk.finish
+        data.name = self._free_name(data)
         spec = ChildSpec(
             data.name,
             lambda: Runner(data, workers, finish),
@@ -240,7 +249,10 @@ class DistributedExecutor(Actor):
             follow=True,
         )
         data.ref = ref
-        ref.when_gone(lambda reason: self._runner_gone(data, reason))
+        ref.when_gone(lambda reason: self._runner_gone(data, ref, reason))
+        if run.done():
+            # It was cancelled before there was a runner to tell.
+            ref.cast(Cancel(run.exception() or stopped_error(data.dag_id)))
         timeout = data.options.timeout
         if timeout is not None:
             expired = ExecutionTimeoutError(
@@ -252,17 +264,27 @@ class DistributedExecutor(Actor):
             )
             data.timer = self.system.timers.send_after(timeout, ref, Cancel(expired))
 
-    def _runner_gone(self, data: RunData, reason: Reason) -> None:
+    def _free_name(self, data: RunData) -> str:
+        """The name of the run's runner.
+
+        An earlier run of the same DAG that was cancelled and is just ending gives its name up; that
+        of another DAG whose id reads the same, as 1 and "1" do, keeps it.
+        """
+        names = self.system.names
+        holder = names.whereis(data.name)
+        if holder is None:
+            return data.name
+        for entry in self.view.values():
+            if entry.data.ref is holder and entry.run is not None and entry.run.done():
+                names.unregister(holder)
+                return data.name
+        return f"{data.name}#{data.key}"
+
+    def _runner_gone(self, data: RunData, ref: Ref, reason: Reason) -> None:
         """The runner will not come back; if its run has no answer, this is it."""
         if data.state == "running":
-            error = reason
-            if not isinstance(error, Exception):
-                error = ActorCrashedError(
-                    f"the runner of DAG {data.dag_id!r} has ended: {reason}",
-                    name=data.name,
-                    reason=reason,
-                )
-            self.desk.fail(data, error)
+            shut = reason is Exit.SHUTDOWN
+            self.desk.fail(data, stopped_error(data.dag_id) if shut else gone(ref, reason))
 
     def _finished(self, key: int) -> None:
         entry = self.view.get(key)

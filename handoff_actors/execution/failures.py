@@ -70,9 +70,10 @@ def failure_error(data: RunData, failure: Failure) -> ExecutionError:
 
 def infeasible_error(data: RunData, answer: Infeasible, queue: Queue) -> AllocationError:
     """The error of a run of which a function can never get what it costs."""
-    n = data.plan.n
-    token = next(iter(queue.ready), None)
-    id_ = data.plan.ids[token % n] if token is not None else None
+    try:
+        id_ = data.plan.ids[queue.ready[0] % data.plan.n]
+    except IndexError:
+        id_ = None
     return AllocationError(
         f"function {id_!r} of DAG {data.dag_id!r} needs {answer.resource}={answer.asked:g}, and "
         f"the most node {answer.node} has now is {answer.most:g}: lower the cost or register "

@@ -35,6 +35,10 @@ class Lane(Protocol):
     """One worker that serves a queue."""
 
     claim: Claim | None
+    lent: bool
+
+    def given_up(self) -> bool:
+        """Whether somebody else has its place now."""
 
     def run(self) -> None:
         """Serve the queue; a job for a carrier thread."""
@@ -154,9 +158,15 @@ class Queue:
             count = min(count, room - self.data.lanes)
         if count <= 0 or self.data.stopping:
             return
-        if self.kind.cost and not self.data.options.ignore_costs:
+        if self.needs_claim:
+            # Claims that came while every worker was taken, or nothing was ready, go first.
+            while count > 0 and self.claims:
+                if not self.permits.take(self):
+                    return
+                self.launch()
+                count -= 1
             wanted = min(len(self.lanes) + count, self.permits.limit) + self.apart
-            if wanted > self.wanted:
+            if count > 0 and wanted > self.wanted:
                 self.want(wanted)
             return
         for _ in range(count):
@@ -258,30 +268,47 @@ class Queue:
             self.data.ref.mailbox.signal_elsewhere()
         return True
 
+    def give_way(self, lane: Lane) -> None:
+        """A lane leaves as others wait for what it holds; the queue asks for another in turn."""
+        self.leave(lane, force=True)
+        if self.ready:
+            self.grow(1)
+
     def remove(self, lane: Lane) -> None:
         """Forget a lane; the lock is held."""
         if lane in self.lanes:
             self.lanes.discard(lane)
             self.data.lanes -= 1
 
-    def set_apart(self, lane: Lane) -> None:
-        """A lane serves nobody for a while, or never again; it keeps its claim."""
-        with self.lock:
-            self.remove(lane)
-            if lane.claim is not None:
-                self.apart += 1
+    def _set_apart(self, lane: Lane) -> None:
+        self.remove(lane)
+        if lane.claim is not None:
+            self.apart += 1
 
-    def take_in(self, lane: Lane) -> None:
-        """A lane that was set apart serves again."""
+    def abandon(self, lane: Lane) -> None:
+        """Somebody else takes the lane's place; it keeps its claim until ``bury``."""
         with self.lock:
-            if lane.claim is not None:
+            has_permit = not lane.lent
+            if has_permit:
+                self._set_apart(lane)
+        if has_permit:
+            self.permits.give()
+
+    def bury(self, lane: Lane) -> None:
+        """A lane that was abandoned, or lent when its worker died, has ended."""
+        claim, lane.claim = lane.claim, None
+        if claim is not None:
+            with self.lock:
                 self.apart -= 1
-            self.lanes.add(lane)
-            self.data.lanes += 1
+            self.release_claim(claim)
+        if self.ready:
+            self.grow(1)
 
     def lend(self, lane: Lane) -> None:
         """A lane's attempt waits for other functions: its permit and claim are theirs meanwhile."""
-        self.set_apart(lane)
+        with self.lock:
+            lane.lent = True
+            self._set_apart(lane)
         if lane.claim is not None:
             self.workers.suspend(lane.claim)
         self.permits.give()
@@ -292,8 +319,15 @@ class Queue:
         """The wait is over; blocks until the claim has its resources again."""
         if lane.claim is not None:
             self.workers.resume(lane.claim)
-        self.permits.take_back()
-        self.take_in(lane)
+        with self.lock:
+            lane.lent = False
+            if lane.given_up():
+                return
+            if lane.claim is not None:
+                self.apart -= 1
+            self.lanes.add(lane)
+            self.data.lanes += 1
+            self.permits.take_back()
 
     def company_at_work(self) -> bool:
         """Whether another lane is at work, so that more may soon be ready."""

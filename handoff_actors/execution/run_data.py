@@ -209,7 +209,9 @@ class RunData:
         self.code_keys = {}
         self.links = None
         self.ref = _ENDED
-        self.timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def release(self) -> None:
         """Forget all values; nobody may read them any more."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from itertools import islice
 from queue import SimpleQueue
 from typing import Any
 
@@ -93,7 +92,7 @@ class Runner(Actor):
         data.incarnation += 1
         self.incarnation = data.incarnation
         kept = keep_mask(plan, options.keep)
-        fresh = data.incarnation == 1
+        fresh = not data.queues
         self.state = RunState(
             plan,
             options.max_retries,
@@ -108,6 +107,7 @@ class Runner(Actor):
         self.queues = data.queues
         self.single = self.queues[0] if len(self.queues) == 1 else None
         self.placement = Placement(data, self.workers) if options.allocator is not None else None
+        self.placing = False
         data.ref = self.ref
         if data.state != "running":
             self.on_end(data)
@@ -125,7 +125,7 @@ class Runner(Actor):
             for token in state.outstanding()
             if not data.dispatched[token % n]
             and token not in data.retrying
-            and token % n not in linked
+            and not (token < n and token in linked)
         ]
         step = Step(ready=owed, finished=not state.remaining)
         self._carry_out(step)
@@ -155,6 +155,7 @@ class Runner(Actor):
         elif isinstance(message, Listen):
             self._listen(message.queue)
         elif isinstance(message, PlaceAgain):
+            self.placing = False
             if data.state == "running":
                 self._dispatch([])
         else:
@@ -183,9 +184,8 @@ class Runner(Actor):
         data = self.data
         done, values, n = data.done, data.values, data.plan.n
         step = Step()
-        size = len(done)
         tokens: list[int]
-        if size == 1:
+        if len(done) == 1:
             token, value = done[0]
             tokens = [token]
             self.state.succeeded(tokens, step)
@@ -193,13 +193,14 @@ class Runner(Actor):
                 values[token % n] = value
             done.popleft()
         else:
-            batch = list(islice(done, size))
+            # One step in C: workers append meanwhile, which an iteration in Python would not survive.
+            batch = list(done)
             tokens = [entry[0] for entry in batch]
             self.state.succeeded(tokens, step)
             for token, value in batch:
                 if values[token % n] is MISSING:
                     values[token % n] = value
-            for _ in range(size):
+            for _ in batch:
                 done.popleft()
         data.finished = n - self.state.remaining
         if data.watched or data.listeners or self.workers.events.active:
@@ -210,7 +211,11 @@ class Runner(Actor):
         reports = self.data.reports
         event = reports[0]
         step = self.state.handle(event)
-        self.data.histories = dict(self.state.histories)
+        data = self.data
+        data.histories = dict(self.state.histories)
+        # Owed from here on: a runner that dies before it has handed them out is not the last word.
+        for token in (*step.ready, *(token for _, token in step.retries)):
+            data.dispatched[token % data.plan.n] = 0
         reports.popleft()
         if isinstance(event, (Raised, TimedOut, Crashed)):
             self._publish_failure(event, step)
@@ -245,7 +250,8 @@ class Runner(Actor):
                 return
         for token in ready:
             dispatched[token % n] = 1
-        if self.placement is not None and self.placement.waiting:
+        if self.placement is not None and self.placement.waiting and not self.placing:
+            self.placing = True
             self.workers.timers.send_after(_PLACE_AGAIN, self.ref, PlaceAgain())
         if self.single is not None:
             self.single.ready.extend(ready)
@@ -274,9 +280,6 @@ class Runner(Actor):
         for queue in self.queues:
             queue.stop()
         self.workers.release_idle(data)
-        for listener in data.listeners:
-            listener.put(None)
-        data.listeners = []
         # Whoever is told may start a run of the same dag_id in the same instant.
         self.system.names.unregister(self.ref)
         # The worker that carries this has nothing left to do: what follows may follow on its thread.

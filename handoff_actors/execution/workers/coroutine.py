@@ -80,7 +80,7 @@ class CoroutineWorker:
 class _Flight:
     """One attempt on the loop; the place and the lane of that attempt."""
 
-    __slots__ = ("began", "claim", "expired", "queue", "task", "timer", "token")
+    __slots__ = ("began", "claim", "expired", "lent", "queue", "task", "timer", "token")
 
     def __init__(self, queue: CoroutineQueue, claim: Claim | None, token: int) -> None:
         self.queue = queue
@@ -89,6 +89,7 @@ class _Flight:
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.expired = False
+        self.lent = False
         self.began = 0.0
 
     def context(self) -> Context:
@@ -117,6 +118,10 @@ class _Flight:
 
     def tokens(self) -> Iterable[int]:
         return () if self.token < 0 else (self.token,)
+
+    def given_up(self) -> bool:
+        """Whether the attempt was superseded."""
+        return self.expired
 
     def run(self) -> None:
         """Flights are begun on the loop, by their queue."""

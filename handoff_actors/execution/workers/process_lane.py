@@ -44,7 +44,11 @@ class ProcessLane:
     __slots__ = (
         "claim",
         "flying",
+        "gone",
         "latch",
+        "lent",
+        "loan_lock",
+        "loans",
         "mean",
         "queue",
         "stopped",
@@ -65,6 +69,10 @@ class ProcessLane:
         self.stopped = False
         self.timer: Any = None
         self.timed_out = -1
+        self.lent = False
+        self.gone = False
+        self.loans = 0
+        self.loan_lock = threading.Lock()
 
     def tokens(self) -> Iterable[int]:
         """The attempts that are in the process."""
@@ -101,16 +109,30 @@ class ProcessLane:
         if back:
             self.queue.data.report(Withdrawn(back))
 
+    def given_up(self) -> bool:
+        """Whether its process died while it was lent."""
+        return self.gone
+
     def lend(self) -> Any:
         """The process waits for other functions: its permit and claim are theirs meanwhile."""
-        self.queue.lend(self)
+        with self.loan_lock:
+            self.loans += 1
+            if self.loans == 1:
+                self.queue.lend(self)
         self.workers.carriers.submit(self._take_back)
-        return self.queue
+        return self
 
     def reclaim(self, loan: Any) -> None:
-        """Get them back."""
-        if loan is not None:
-            self.queue.reclaim(self)
+        """Get them back, when none of its threads waits any more."""
+        if loan is None:
+            return
+        with self.loan_lock:
+            self.loans -= 1
+            if self.loans == 0:
+                if self.gone:
+                    self.queue.bury(self)
+                else:
+                    self.queue.reclaim(self)
 
     def run(self) -> None:
         """Serve the queue until there is nothing to do for a while."""
@@ -136,8 +158,10 @@ class ProcessLane:
             pool.release(worker)
             if lost is None:
                 return
+            with self.loan_lock:
+                self.gone = self.loans > 0
             self._lost(lost.crash)
-            if self.queue.leave(self):
+            if self.gone or self.queue.leave(self):
                 return
 
     def _cannot_start(self, error: Exception) -> None:
@@ -158,8 +182,7 @@ class ProcessLane:
             if not self.flying:
                 if queue.ready and not data.stopping:
                     if queue.contended(self):
-                        queue.leave(self, force=True)
-                        data.ref.signal()
+                        queue.give_way(self)
                         return
                     continue
                 if not self._linger():
@@ -195,8 +218,7 @@ class ProcessLane:
             if waiting > 1 and len(queue.lanes) - len(queue.parked) < queue.company:
                 queue.grow(1)
             if not self.flying and queue.ready and queue.contended(self):
-                queue.leave(self, force=True)
-                data.ref.signal()
+                queue.give_way(self)
                 return
 
     def _quota(self) -> int:

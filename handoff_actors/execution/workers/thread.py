@@ -41,13 +41,14 @@ class ThreadLane:
         workers: the runtime's.
     """
 
-    __slots__ = ("abandoned", "claim", "latch", "queue", "thread", "timer", "token", "workers")
+    __slots__ = ("abandoned", "claim", "latch", "lent", "queue", "thread", "timer", "token", "workers")
 
     def __init__(self, queue: Queue, claim: Claim | None, workers: Workers) -> None:
         self.queue = queue
         self.claim = claim
         self.workers = workers
         self.token = -1
+        self.lent = False
         self.latch: threading.Lock | None = None
         self.abandoned: list[bool] | None = None
         self.timer: Any = None
@@ -206,9 +207,7 @@ class ThreadLane:
                     if following >= 0:
                         ready.appendleft(following)
                         self.token = -1
-                    queue.leave(self, force=True)
-                    if ready:
-                        signal()
+                    queue.give_way(self)
                     return
             elif following < 0 and len(ready) < 2:
                 signal()
@@ -305,9 +304,8 @@ class ThreadLane:
             return
         queue = self.queue
         data = queue.data
-        queue.set_apart(self)
         self.workers.abandoned.add(self)
-        queue.permits.give()
+        queue.abandon(self)
         self.workers.events.publish(
             ThreadAbandoned(dag_id=data.dag_id, function_id=data.plan.ids[token % data.plan.n])
         )
@@ -317,11 +315,4 @@ class ThreadLane:
 
     def _end_abandoned(self) -> None:
         self.workers.abandoned.discard(self)
-        if self.claim is not None:
-            queue = self.queue
-            with queue.lock:
-                queue.apart -= 1
-            claim, self.claim = self.claim, None
-            queue.release_claim(claim)
-            if queue.ready:
-                queue.grow(1)
+        self.queue.bury(self)
