@@ -1,0 +1,380 @@
+"""Whole runtimes: any DAG gives what the sequential evaluation gives; any life keeps its promises.
+
+The first half draws DAGs and compares with a plain loop, on threads and on processes. The second is
+a state machine over one live runtime: runs, cancels, crashes, kills and restarts in any order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import handoff_actors as handoff
+from handoff_actors import Collocated, Function
+
+OFFERED = {"cpu": 2.0, "memory": 100.0}
+
+
+class FaultError(Exception):
+    """What a function that is to fail raises."""
+
+
+def compute(name: int, fails: int, *args: Any) -> int:
+    """A value in which all arguments and their order show; fails in its first attempts."""
+    if handoff.current().attempt <= fails:
+        raise FaultError(name)
+    return mix(name, *args)
+
+
+def mix(name: int, *args: Any) -> int:
+    total = name + 1
+    for arg in args:
+        total = total * 31 + (len(arg) + sum(arg) * 7 if isinstance(arg, list) else arg)
+    return total % 100_003
+
+
+async def compute_async(name: int, fails: int, *args: Any) -> int:
+    await asyncio.sleep(0)
+    return compute(name, fails, *args)
+
+
+class Metered:
+    """Runs code, and notes when more of a resource is in use than there is."""
+
+    def __init__(self, offered: dict[str, float]) -> None:
+        self.lock = threading.Lock()
+        self.offered = offered
+        self.used = dict.fromkeys(offered, 0.0)
+        self.wrong: list[Any] = []
+
+    def __call__(self, cost: dict[str, float] | None, code: Callable[[], Any]) -> Any:
+        self.change(cost, 1)
+        try:
+            return code()
+        finally:
+            self.change(cost, -1)
+
+    def change(self, cost: dict[str, float] | None, sign: int) -> None:
+        with self.lock:
+            for name, amount in (cost or {}).items():
+                self.used[name] += sign * amount
+                if self.used[name] > self.offered[name] + 1e-6:
+                    self.wrong.append((name, self.used[name]))
+
+
+@dataclasses.dataclass
+class Spec:
+    """One function of a drawn DAG."""
+
+    type: str
+    args: list[int]
+    cost: dict[str, float] | None
+    retries: int | None
+    fails: int
+    as_list: bool
+    kind: str
+    collocated: int | None
+    delay: float
+
+
+@dataclasses.dataclass
+class Case:
+    """A drawn DAG with the options of its run."""
+
+    specs: list[Spec]
+    keep: Any
+    max_concurrency: int | None
+    max_retries: int
+    strategy: str | None
+    inputs: dict[int, int]
+
+    def regular(self) -> list[int]:
+        return [i for i, spec in enumerate(self.specs) if spec.type == "regular"]
+
+    def values(self) -> dict[int, int]:
+        """The sequential evaluation, as if nothing failed."""
+        values: dict[int, int] = {}
+        for i, spec in enumerate(self.specs):
+            if spec.type == "input":
+                values[i] = self.inputs[i]
+                continue
+            args: list[Any] = [values[a] for a in spec.args]
+            values[i] = mix(i, *([args] if spec.as_list else args))
+        return values
+
+    def attempts(self, i: int) -> int:
+        own = self.specs[i].retries
+        return 1 + (self.max_retries if own is None else own)
+
+    def doomed(self) -> set[int]:
+        """Those that fail in all their attempts, and that are reached."""
+        lost: set[int] = set()
+        first: set[int] = set()
+        for i, spec in enumerate(self.specs):
+            if any(a in lost for a in spec.args):
+                lost.add(i)
+            elif spec.type == "regular" and spec.fails >= self.attempts(i):
+                lost.add(i)
+                first.add(i)
+        return first
+
+    def kept(self) -> set[int]:
+        if self.keep == "all":
+            return set(self.regular())
+        if self.keep == "sinks":
+            return self.sinks()
+        return set(self.keep)
+
+    def sinks(self) -> set[int]:
+        """Regular functions that no regular function takes, directly or through inlines."""
+        taken: set[int] = set()
+        for spec in self.specs:
+            if spec.type == "regular":
+                todo = list(spec.args)
+                while todo:
+                    i = todo.pop()
+                    taken.add(i)
+                    if self.specs[i].type == "inline":
+                        todo.extend(self.specs[i].args)
+        return set(self.regular()) - taken
+
+    def dag(self, meter: Metered | None, **options: Any) -> handoff.DAG:
+        dag = handoff.new()
+        for i, spec in enumerate(self.specs):
+            if spec.type == "input":
+                dag.add_function(Function(i, type="input"))
+                continue
+            inclusion = "as_list" if spec.as_list else "variadic"
+            if spec.type == "inline":
+                dag.add_function(Function(i, spec.args, named(mix, i), type="inline",
+                                          argument_inclusion=inclusion))  # fmt: skip
+                continue
+            code = named(compute_async if spec.kind == "coroutine" else compute, i, spec.fails)
+            if meter is not None and spec.kind != "coroutine":
+                code = metered(meter, spec.cost, code)
+            dag.add_function(
+                Function(
+                    i,
+                    spec.args,
+                    code,
+                    cost=spec.cost,
+                    max_retries=spec.retries,
+                    retry_delay=spec.delay,
+                    argument_inclusion=inclusion,
+                    node=None if spec.collocated is None else Collocated(spec.collocated),
+                    timeout=30.0 if spec.kind == "timed" else None,
+                    **options,
+                )
+            )
+        return dag
+
+    def run(self, runtime: handoff.Runtime, dag: handoff.DAG, **options: Any) -> handoff.Run:
+        return runtime.submit(
+            dag,
+            inputs=self.inputs or None,
+            keep=self.keep,
+            max_concurrency=self.max_concurrency,
+            max_retries=self.max_retries,
+            allocation_strategy=self.strategy,
+            **options,
+        )
+
+    def check(self, runtime: handoff.Runtime, dag: handoff.DAG, run: handoff.Run) -> None:
+        doomed = self.doomed()
+        values = self.values()
+        if doomed:
+            with pytest.raises(handoff.FunctionFailedError) as caught:
+                run.result(30)
+            failed: Any = caught.value.function_id
+            assert failed in doomed
+            assert caught.value.attempts == self.attempts(failed)
+            assert isinstance(caught.value.__cause__, FaultError)
+            assert caught.value.__cause__.args == (failed,)
+            assert run.progress().state == "failed"
+            return
+        result = run.result(30)
+        assert dict(result.results) == {i: values[i] for i in self.kept()}
+        assert set(result.allocations) == set(self.regular())
+        assert set(result.allocations.values()) <= {runtime.node()}
+        assert run.progress() == handoff.Progress(
+            len(self.regular()), len(self.regular()), "succeeded"
+        )
+
+
+def named(code: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+    if asyncio.iscoroutinefunction(code):
+
+        async def call_async(*args: Any) -> Any:
+            return await code(*bound, *args)
+
+        return call_async
+
+    def call(*args: Any) -> Any:
+        return code(*bound, *args)
+
+    return call
+
+
+def metered(
+    meter: Metered, cost: dict[str, float] | None, code: Callable[..., Any]
+) -> Callable[..., Any]:
+    return lambda *args: meter(cost, lambda: code(*args))
+
+
+@st.composite
+def cases(draw: Any, most: int = 14, kinds: tuple[str, ...] = ("thread",)) -> Case:
+    specs: list[Spec] = []
+    for i in range(draw(st.integers(1, most))):
+        type_ = draw(st.sampled_from(["regular"] * 6 + ["inline", "input"]))
+        args = [] if type_ == "input" or not i else draw(
+            st.lists(st.integers(max(0, i - 6), i - 1), max_size=4))  # fmt: skip
+        regular = type_ == "regular"
+        pins = [j for j in range(i) if specs[j].type == "regular"]
+        specs.append(
+            Spec(
+                type_,
+                args,
+                draw(st.sampled_from(
+                    [None, None, {"cpu": 1.0}, {"cpu": 0.5, "memory": 60.0}, {"cpu": 2.0},
+                     {"memory": 100.0}])) if regular else None,
+                draw(st.sampled_from([None, None, 0, 1, 2])) if regular else None,
+                draw(st.sampled_from([0, 0, 0, 0, 0, 0, 1, 1, 2, 3])) if regular else 0,
+                draw(st.booleans()) if type_ != "input" and draw(st.booleans()) else False,
+                draw(st.sampled_from(kinds)) if regular else "thread",
+                draw(st.sampled_from(pins)) if regular and pins and draw(st.integers(0, 5)) == 0
+                else None,
+                draw(st.sampled_from([0.0, 0.0, 0.001])) if regular else 0.0,
+            )
+        )  # fmt: skip
+    regular_ids = [i for i, spec in enumerate(specs) if spec.type == "regular"]
+    keep = draw(
+        st.one_of(
+            st.just("all"),
+            st.just("sinks"),
+            st.lists(st.sampled_from(regular_ids), unique=True) if regular_ids else st.just([]),
+        )
+    )
+    return Case(
+        specs,
+        keep,
+        draw(st.sampled_from([None, None, 1, 2])),
+        draw(st.integers(0, 3)),
+        draw(st.sampled_from([None, "first_available", "load_balanced"])),
+        {i: draw(st.integers(0, 99)) for i, spec in enumerate(specs) if spec.type == "input"},
+    )
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[handoff.Runtime]:
+    with handoff.Runtime(capabilities=OFFERED, max_retained_runs=4) as made:
+        yield made
+
+
+COMMON = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+
+
+def nothing_held(runtime: handoff.Runtime) -> None:
+    end = time.monotonic() + 10
+    while runtime.status().claims:
+        assert time.monotonic() < end, runtime.status().claims
+        time.sleep(0.001)
+    assert runtime.resources_available(runtime.node(), OFFERED)
+    assert not runtime.status().restarts
+
+
+@settings(max_examples=150, **COMMON)  # type: ignore[arg-type]
+@given(case=cases(kinds=("thread", "thread", "timed", "coroutine")))
+def test_any_dag_on_threads(runtime: handoff.Runtime, case: Case) -> None:
+    meter = Metered(OFFERED)
+    dag = case.dag(meter)
+    case.check(runtime, dag, case.run(runtime, dag))
+    nothing_held(runtime)
+    assert not meter.wrong
+
+
+@settings(max_examples=60, **COMMON)  # type: ignore[arg-type]
+@given(case=cases(kinds=("thread", "coroutine")))
+def test_any_dag_synchronously(runtime: handoff.Runtime, case: Case) -> None:
+    dag = case.dag(None)
+    case.check(runtime, dag, case.run(runtime, dag, synchronous=True))
+    nothing_held(runtime)
+
+
+@settings(max_examples=40, **COMMON)  # type: ignore[arg-type]
+@given(several=st.lists(cases(most=8, kinds=("thread", "timed", "coroutine")), min_size=2,
+                        max_size=4))  # fmt: skip
+def test_any_dags_at_once(runtime: handoff.Runtime, several: list[Case]) -> None:
+    meter = Metered(OFFERED)
+    dags = [case.dag(meter) for case in several]
+    runs = [case.run(runtime, dag) for case, dag in zip(several, dags, strict=True)]
+    for case, dag, run in zip(several, dags, runs, strict=True):
+        case.check(runtime, dag, run)
+    nothing_held(runtime)
+    assert not meter.wrong
+
+
+@settings(max_examples=20, **COMMON)  # type: ignore[arg-type]
+@given(case=cases(most=10, kinds=("thread", "timed", "coroutine")))
+def test_any_dag_on_processes(runtime: handoff.Runtime, case: Case) -> None:
+    dag = case.dag(None, isolation="process")
+    case.check(runtime, dag, case.run(runtime, dag))
+    nothing_held(runtime)
+
+
+@settings(max_examples=30, **COMMON)  # type: ignore[arg-type]
+@given(case=cases(kinds=("thread", "coroutine")))
+def test_as_completed_yields_each_once_and_in_order(runtime: handoff.Runtime, case: Case) -> None:
+    dag = case.dag(None)
+    seen: list[Any] = []
+    with contextlib.suppress(handoff.FunctionFailedError):
+        for pair in case.run(runtime, dag).as_completed(30):
+            seen.append(pair)
+    ids = [i for i, _ in seen]
+    assert len(ids) == len(set(ids))
+    assert all(value == case.values()[i] for i, value in seen)
+    if not case.doomed() and case.keep == "all":
+        assert set(ids) == set(case.regular())
+        for i in ids:
+            before = ids[: ids.index(i)]
+            assert all(a in before for a in case.specs[i].args if a in ids)
+
+
+# A life.
+
+NAMES = [
+    "result_store",
+    "resource_tracker",
+    "data_location_registry",
+    "worker_supervisor",
+    "execution_supervisor",
+    "pipeline_supervisor",
+    "distributed_executor",
+    "distributed_result_store",
+]
+
+
+@dataclasses.dataclass
+class Live:
+    """A run that the machine started."""
+
+    dag_id: Any
+    run: handoff.Run
+    gate: threading.Event
+    n: int
+    calls: dict[int, int]
+    process: bool
+    cancelled: bool = False
+    released: bool = False
+    outcome: Any = None
