@@ -9,17 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import handoff_actors as handoff
-from handoff_actors import Collocated, Function
+from handoff_actors import Collocated, Function, events
+from handoff_actors.testing import crash
 
 OFFERED = {"cpu": 2.0, "memory": 100.0}
 
@@ -378,3 +389,225 @@ class Live:
     cancelled: bool = False
     released: bool = False
     outcome: Any = None
+
+
+class Life(RuleBasedStateMachine):
+    """One runtime, and whatever may happen to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads = set(threading.enumerate())
+        self.children = {p.pid for p in psutil.Process().children()}
+        self.numbers = itertools.count()
+        self.runs: list[Live] = []
+        self.stored: dict[Any, int] = {}
+        self.meter = Metered({"cpu": 2.0})
+
+    @initialize()
+    def begin(self) -> None:
+        self.runtime = handoff.Runtime(
+            capabilities={"cpu": 2}, max_restarts=1_000_000, max_retained_runs=5,
+            shutdown_timeout=2.0,
+        ).start()  # fmt: skip
+        self.watch()
+
+    def watch(self) -> None:
+        """Know which workers are up: those that are being started are not to be killed."""
+        self.workers: list[int] = []
+        self.runtime.subscribe(lambda e: self.workers.append(e.pid), [events.WorkerStarted])
+
+    def open(self) -> list[Live]:
+        return [live for live in self.runs if not live.gate.is_set()]
+
+    @rule(
+        n=st.integers(1, 8),
+        cost=st.sampled_from([None, 0.5, 1.0, 2.0]),
+        chain=st.booleans(),
+        gated=st.booleans(),
+        timeout=st.sampled_from([None, None, 30.0]),
+    )
+    def submit(
+        self, n: int, cost: float | None, chain: bool, gated: bool, timeout: float | None
+    ) -> None:
+        gate = threading.Event()
+        if not gated:
+            gate.set()
+        calls: dict[int, int] = {}
+        amounts = None if cost is None else {"cpu": cost}
+
+        def code(i: int, *args: int) -> int:
+            calls[i] = calls.get(i, 0) + 1
+            if i == n // 2:
+                gate.wait(30)
+            return i + sum(args)
+
+        dag = handoff.new(("run", next(self.numbers)))
+        for i in range(n):
+            dag.add_function(
+                Function(i, [i - 1] if chain and i else [],
+                         metered(self.meter, amounts, named(code, i)), cost=amounts,
+                         timeout=timeout))  # fmt: skip
+        try:
+            run = self.runtime.submit(dag)
+        except handoff.AllocationError:
+            assert cost == 2.0, "only that may not fit"
+            return
+        self.runs.append(Live(dag.id, run, gate, n, calls, False))
+
+    @rule(n=st.integers(1, 3))
+    def submit_processes(self, n: int) -> None:
+        dag = handoff.new(("processes", next(self.numbers)))
+        for i in range(n):
+            dag.add_function(
+                Function(i, [i - 1] if i else [], named(mix, i), isolation="process",
+                         max_crashes=1000, cost={"cpu": 0.5}))  # fmt: skip
+        gate = threading.Event()
+        gate.set()
+        self.runs.append(Live(dag.id, self.runtime.submit(dag), gate, n, {}, True))
+
+    @precondition(lambda self: self.open())
+    @rule(data=st.data())
+    def let_go(self, data: Any) -> None:
+        data.draw(st.sampled_from(self.open())).gate.set()
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        live = data.draw(st.sampled_from(self.runs))
+        if live.run.cancel():
+            live.cancelled = True
+            assert live.run.cancelled()
+
+    @rule(name=st.sampled_from(NAMES))
+    def crash_actor(self, name: str) -> None:
+        crash(name, runtime=self.runtime)
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def crash_runner(self, data: Any) -> None:
+        live = data.draw(st.sampled_from(self.runs))
+        with contextlib.suppress(handoff.ConfigurationError):
+            crash(f"run:{live.dag_id}", runtime=self.runtime)
+
+    @rule()
+    def kill_workers(self) -> None:
+        for child in psutil.Process().children():
+            if child.pid in self.workers:
+                child.kill()
+
+    @rule(cpu=st.sampled_from([1.0, 2.0]))
+    def register(self, cpu: float) -> None:
+        self.runtime.register_local_node({"cpu": cpu})
+        assert self.runtime.discover_nodes()[self.runtime.node()] == {"cpu": cpu}
+
+    @rule(key=st.integers(0, 3), value=st.integers())
+    def store(self, key: int, value: int) -> None:
+        self.runtime.store_value("mine", key, value)
+        self.stored[key] = value
+
+    @rule()
+    def read(self) -> None:
+        assert self.runtime.synchronize("mine", range(4)) == self.stored
+
+    # What a rule draws from must not depend on timing, so these two may pick a run that goes on.
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def clear(self, data: Any) -> None:
+        live = data.draw(st.sampled_from(self.runs))
+        if not live.run.done():
+            return
+        if live.run.exception() is None:
+            self.runtime.clear(live.dag_id)
+            live.released = not live.run.result().results
+        else:
+            with contextlib.suppress(handoff.AlreadyRunningError):
+                self.runtime.clear(live.dag_id)  # a cancelled one may still be at work
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def release(self, data: Any) -> None:
+        live = data.draw(st.sampled_from(self.runs))
+        if not live.run.done():
+            return
+        self.check_outcome(live)
+        if live.run.exception() is None:
+            live.run.result().release()
+            live.released = True
+
+    @rule()
+    def stop_and_start(self) -> None:
+        for live in self.runs:
+            live.gate.set()
+        self.runtime.stop()
+        for live in self.runs:
+            assert live.run.done(), "stop() leaves nobody waiting"
+            if isinstance(live.run.exception(), handoff.RunCancelledError):
+                live.cancelled = True
+            self.check_outcome(live)
+        self.runs.clear()
+        self.stored.clear()
+        self.runtime.start()
+        self.watch()
+
+    def check_outcome(self, live: Live) -> None:
+        error = live.run.exception(8)
+        if error is None:
+            assert not live.cancelled
+            results = live.run.result().results
+            assert len(results) == (0 if live.released else live.n)
+            assert live.process or live.calls == dict.fromkeys(range(live.n), 1)
+        else:
+            assert isinstance(error, (handoff.RunCancelledError, handoff.AllocationError))
+            assert live.cancelled or isinstance(error, handoff.AllocationError)
+            assert all(count == 1 for count in live.calls.values())
+
+    @invariant()
+    def nothing_is_over_committed(self) -> None:
+        assert not self.meter.wrong
+
+    @invariant()
+    def one_terminal_state(self) -> None:
+        for live in self.runs:
+            if live.run.done():
+                outcome = live.run.exception() or "result"
+                assert live.outcome is None or live.outcome is outcome
+                live.outcome = outcome
+
+    @invariant()
+    def it_answers(self) -> None:
+        if not hasattr(self, "runtime"):
+            return
+        status = self.runtime.status()
+        held: dict[str, float] = {}
+        for claim in status.claims:
+            for name, amount in claim.amounts.items():
+                held[name] = held.get(name, 0.0) + amount
+        assert held.get("cpu", 0.0) <= 2.0 + 1e-6
+
+    def teardown(self) -> None:
+        if not hasattr(self, "runtime"):
+            return
+        for live in self.runs:
+            live.gate.set()
+        try:
+            for live in self.runs:
+                self.check_outcome(live)
+            end = time.monotonic() + 10
+            while self.runtime.status().claims:
+                assert time.monotonic() < end, self.runtime.status().claims
+                time.sleep(0.001)
+        finally:
+            self.runtime.stop()
+        end = time.monotonic() + 10
+        while left := [t for t in threading.enumerate() if t not in self.threads]:
+            assert time.monotonic() < end, left
+            time.sleep(0.001)
+        assert {p.pid for p in psutil.Process().children()} <= self.children
+
+
+def test_a_life() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Life,
+        settings=settings(max_examples=25, stateful_step_count=30, **COMMON),  # type: ignore[arg-type]
+    )
