@@ -324,12 +324,12 @@ class Life(abc.ABC):
             log.error("on_failure_raised", error=describe(raised), exc_info=raised)
 
     def _ref(self, name: str) -> Ref:
-        if self._failure is not None:
-            raise self._failure
         if self._system is None:
             raise NotStartedError(
                 f"runtime {self._name} is not running: call start() first (in a forked child too)"
             )
+        if self._failure is not None:
+            raise self._failure
         return self._refs[name]
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Where functions may run: the check at admission, and the allocator's say while they become ready."""
+"""Where functions may run: the check at admission, and the allocator's say as they get ready."""
 
 from __future__ import annotations
 

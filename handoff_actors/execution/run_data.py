@@ -75,7 +75,7 @@ class RunData:
         reports: other events for the run state, not yet handled.
         histories: of functions that have failed, as committed.
         dispatched: per function whether its present attempt was handed to a queue. Queues and
-            workers outlive the runner and lose nothing, so this tells what a dead runner still owed.
+            workers outlive the runner and lose nothing, so this tells what a dead runner owed.
         links: see ``run_state.find_links``.
         stopping: nobody wants results any more; workers leave.
         watched: indices somebody waits for in the result store.

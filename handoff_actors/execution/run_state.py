@@ -1,8 +1,8 @@
 """The scheduler of one run: what is ready, what a failure means, when it is over. Pure.
 
     Start ─▶ ready ─▶ (a worker runs it) ─▶ Succeeded ─▶ what waited for it is ready
-                                         ├▶ Raised, TimedOut ─▶ again after a delay, or the run fails
-                                         ├▶ Crashed ─▶ again at once, or the run fails
+                                         ├▶ Raised, TimedOut ─▶ again after a delay, or it fails
+                                         ├▶ Crashed ─▶ again at once, or it fails
                                          └▶ Withdrawn ─▶ again at once, nothing charged
 
 An attempt is named by a *token*: ``token % n`` is the function's index in the plan and

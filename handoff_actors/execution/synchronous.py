@@ -1,8 +1,8 @@
 """``synchronous=True``: one function after another, in topological order, on the calling thread.
 
-The same run state decides, so retries and failures are the same; nothing is concurrent, so a debugger
-stops where it is told to and a test sees the same order every time. Timeouts and isolation need
-workers and do not apply.
+The same run state decides, so retries and failures are the same; nothing is concurrent, so a
+debugger stops where it is told to and a test sees the same order every time. Timeouts and isolation
+need workers and do not apply.
 """
 
 from __future__ import annotations
