@@ -228,8 +228,10 @@ class EventBus:
         with self._lock:
             self._subscriptions += (subscription,)
             if self._thread is None:
+                # A queue for each thread: the end of one must not be read by the next.
+                self._queue = SimpleQueue()
                 self._thread = threading.Thread(
-                    target=self._deliver, name="handoff-events", daemon=True
+                    target=self._deliver, args=(self._queue,), name="handoff-events", daemon=True
                 )
                 self._thread.start()
             self.active = True
@@ -259,14 +261,15 @@ class EventBus:
         """Deliver what is queued, then end the thread."""
         with self._lock:
             thread, self._thread = self._thread, None
+            queue = self._queue
             self.active = False
         if thread is not None:
-            self._queue.put(None)
+            queue.put(None)
             if thread is not threading.current_thread():
                 thread.join(timeout)
 
-    def _deliver(self) -> None:
-        while (event := self._queue.get()) is not None:
+    def _deliver(self, queue: SimpleQueue[Event | threading.Event | None]) -> None:
+        while (event := queue.get()) is not None:
             if isinstance(event, threading.Event):
                 event.set()
                 continue

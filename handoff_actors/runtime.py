@@ -213,6 +213,10 @@ class Runtime(Life):
         except KeyboardInterrupt:
             run.cancel()
             raise
+        finally:
+            if options.get("progress"):
+                # The bar is drawn to its end before the caller prints anything.
+                self.events.flush()
 
     # Resources.
 

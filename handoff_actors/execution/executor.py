@@ -1,8 +1,8 @@
 """DistributedExecutor: the front desk. It admits runs, starts their runners, keeps the finished.
 
 It keeps no replies: whoever waits holds the ``Run``, and the table holds it too while the run goes
-on. ``finish`` answers a run, whoever calls it and however often: the state of the future is the guard
-of exactly one answer.
+on. ``finish`` answers a run, whoever calls it and however often: the state of the future is the
+guard of exactly one answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.runner import Cancel, Runner
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.results.store import Begin, Ended, Runs
-
 
 _LOOK_AGAIN = 0.5
 """Seconds between looks at results that keep more runs than ``max_retained_runs``."""

@@ -354,12 +354,15 @@ class Queue:
             return
         stuck = self.seen == self.ended
         self.seen = self.ended
+        if self.data.done:
+            # Outcomes that a lane has not told of, as it is busy with the next function.
+            self.data.ref.mailbox.signal_elsewhere()
         if not waiting:
             batches = [lane for lane in list(self.lanes) if lane.holds_batch()]
             if stuck and (self.parked or len(self.lanes) < self.permits.limit):
                 for lane in batches:
                     lane.unblock()
-            if batches:
+            if batches or (self.lanes and not stuck and self.data.links is not None):
                 self.tick = min(self.tick * 1.5, _LONGEST_TICK)
                 self.arm()
             return

@@ -119,6 +119,8 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         if not self.settle(None, error):
             return self.cancelled()
         data = self._data
+        if data is not None:
+            data.stopping = True
         if data is not None and data.ref is not None:
             data.ref.cast(Cancel(error))
         return True

@@ -60,7 +60,7 @@ class RetryDue:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Put each finished function's index into the queue, those finished already first; then None."""
+    """Put the index of each finished function into the queue, earlier ones first; then None."""
 
     queue: SimpleQueue[int | None]
 
@@ -189,16 +189,16 @@ class Runner(Actor):
             token, value = done[0]
             tokens = [token]
             self.state.succeeded(tokens, step)
-            if values[token % n] is MISSING:
+            if values[token % n] is MISSING and self._counts(token):
                 values[token % n] = value
             done.popleft()
         else:
-            # One step in C: workers append meanwhile, which an iteration in Python would not survive.
+            # One step in C: workers append meanwhile, which no iteration in Python survives.
             batch = list(done)
             tokens = [entry[0] for entry in batch]
             self.state.succeeded(tokens, step)
             for token, value in batch:
-                if values[token % n] is MISSING:
+                if values[token % n] is MISSING and self._counts(token):
                     values[token % n] = value
             for _ in batch:
                 done.popleft()
@@ -206,6 +206,10 @@ class Runner(Actor):
         if data.watched or data.listeners or self.workers.events.active:
             self._tell(tokens)
         self._carry_out(step)
+
+    def _counts(self, token: int) -> bool:
+        """Whether it is not the outcome of an attempt that was given up."""
+        return not self.state.histories or token == self.state.token(token % self.data.plan.n)
 
     def _report(self) -> None:
         reports = self.data.reports
@@ -274,6 +278,10 @@ class Runner(Actor):
 
     def _end(self, state: str, error: BaseException | None) -> None:
         data = self.data
+        run = data.run()
+        if run is not None and run.cancelled():
+            # Its caller has been told, in the instant before we knew how it ended.
+            state, error = "cancelled", run.exception(0)
         data.state = state
         data.error = error
         data.stopping = True
@@ -282,7 +290,7 @@ class Runner(Actor):
         self.workers.release_idle(data)
         # Whoever is told may start a run of the same dag_id in the same instant.
         self.system.names.unregister(self.ref)
-        # The worker that carries this has nothing left to do: what follows may follow on its thread.
+        # The worker that carries this has nothing left to do: the rest may follow on its thread.
         self.workers.carriers.set_busy(False)
         self.on_end(data)
         self.stop(Exit.NORMAL)

@@ -61,11 +61,11 @@ if __name__ == "__main__":
     from _thread import RLock
 
     loading = RLock()
-    work, control, parent, node, argc, *rest = sys.argv[1:]
+    work, control, page, parent, node, argc, *rest = sys.argv[1:]
     sys.argv[:], sys.path[:] = rest[: int(argc)], rest[int(argc) :]
     sys.modules["__main__"] = Module("__main__")  # of its own: nothing of this script is the user's
     begin_lazily("handoff_actors")
 
     from handoff_actors.execution.workers.child import main
 
-    main(int(work), int(control), int(parent), node)
+    main(int(work), int(control), int(page), int(parent), node)

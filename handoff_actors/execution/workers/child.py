@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import itertools
+import mmap
 import os
 import queue
 import select
@@ -73,8 +74,15 @@ class Child:
         node: the name of the node this process works for.
     """
 
-    def __init__(self, work: socket.socket, control: socket.socket, node: str) -> None:
+    def __init__(
+        self,
+        work: socket.socket,
+        control: socket.socket,
+        began: memoryview[float],
+        node: str,
+    ) -> None:
         self.node = node
+        self._began = began
         self.cancelled: set[tuple[int, int]] = set()
         self._work = work
         self._control = control
@@ -153,7 +161,7 @@ class Child:
         self._run(batch, base)
 
     def _run(self, batch: Batch, base: contextvars.Context) -> None:
-        here = self._here
+        here, began = self._here, self._began
         pending, functions, outbox = self._pending, self._functions, self._outbox
         done = outbox.rows.append
         keys, values, refs = batch.keys, batch.values, batch.refs
@@ -176,11 +184,13 @@ class Child:
                 if function.code is not None:
                     if args.__class__ is not tuple:
                         args = [args[source] for source in function.sources]
+                    began[0] = clock()
                     value = copy().run(function.code, *args)
                 elif function.call.is_async:
                     flights.append((batch, index, token, function, args))
                     continue
                 else:
+                    began[0] = clock()
                     value = invoke(function.call, args, here, base)
             except BaseException as error:
                 self._outbox.error(batch, index, token, error, started)
@@ -237,7 +247,7 @@ class Child:
     ) -> None:
         here = Here(self)
         here.batch, here.index, here.token = batch, index, token
-        started = clock()
+        started = self._began[0] = clock()
         try:
             value = await invoke_async(function.call, args, here)
         except BaseException as error:
@@ -376,12 +386,13 @@ class Child:
         raise load_exception(payload)
 
 
-def main(work: int, control: int, parent: int, node: str) -> None:
+def main(work: int, control: int, page: int, parent: int, node: str) -> None:
     """Be a worker process.
 
     Args:
         work: the descriptor of the socket for attempts.
         control: the descriptor of the socket for control.
+        page: the descriptor of the memory in which the parent sees when a call began.
         parent: the process id of the parent.
         node: the name of the node.
     """
@@ -393,7 +404,9 @@ def main(work: int, control: int, parent: int, node: str) -> None:
     sockets = socket.socket(fileno=work), socket.socket(fileno=control)
     for sock in sockets:
         sock.set_inheritable(False)
-    Child(*sockets, node).run()
+    began = memoryview(mmap.mmap(page, 8)).cast("d")
+    os.close(page)
+    Child(*sockets, began, node).run()
 
 
 def _die_with_parent(parent: int) -> None:

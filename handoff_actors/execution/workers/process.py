@@ -93,6 +93,9 @@ class ProcessPool:
                 while True:
                     if self._closed:
                         raise HandoffError("the worker processes were stopped with their runtime")
+                    # One may have died and not been noticed: no attempt should find that out.
+                    while self._idle and self._idle[-1].dead():
+                        self._idle.pop()
                     if self._idle:
                         worker = self._idle.pop()
                         self._held.add(worker)

@@ -9,6 +9,7 @@ then on, so that the one who kills its worker is found, and alone pays for it.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable
 from time import perf_counter as clock
@@ -27,6 +28,8 @@ _BATCH_SECONDS = 1e-3
 _LONGEST_BATCH = 256
 _COROUTINES = 1000
 _LINGER = 0.002
+_LEARNING = 10.0
+"""Seconds that loading the code may take before it counts against the function's timeout."""
 _LOOK = 0.25
 _COROUTINE_LOOK = 0.01
 """Seconds a lane waits for outcomes before it looks around."""
@@ -225,9 +228,11 @@ class ProcessLane:
         """How many attempts the process may hold."""
         queue = self.queue
         limit: int = queue.permits.limit
+        if queue.kind.timed:
+            return 1
         if queue.kind.is_async:
             return _COROUTINES
-        if queue.kind.timed or not self.mean:
+        if not self.mean:
             return 1
         lanes = max(1, min(limit, queue.company))
         share = (len(queue.ready) + len(self.flying) + lanes - 1) // lanes
@@ -275,13 +280,22 @@ class ProcessLane:
     def _set_timer(self, token: int) -> None:
         timeout = self.queue.data.plan.functions[token % self.queue.data.plan.n].timeout
         if timeout is not None:
-            self.timer = self.workers.timers.call_later(timeout, lambda: self._expired(token))
+            look = functools.partial(self._expired, token, timeout, clock() + timeout + _LEARNING)
+            self.timer = self.workers.timers.call_later(timeout, look)
 
-    def _expired(self, token: int) -> None:
-        worker = self.worker
-        if worker is not None and token in self.flying:
-            self.timed_out = token
-            worker.kill()
+    def _expired(self, token: int, timeout: float, latest: float) -> None:
+        """On the timer thread. The time runs from the call: before it, code may have to be loaded."""
+        worker, sent = self.worker, self.flying.get(token)
+        if worker is None or sent is None:
+            return
+        now, began = clock(), worker.began
+        left = timeout - (now - began) if began >= sent else timeout
+        if left > 0 and now < latest:
+            look = functools.partial(self._expired, token, timeout, latest)
+            self.timer = self.workers.timers.call_later(left, look)
+            return
+        self.timed_out = token
+        worker.kill()
 
     def _lost(self, crash: CrashedAttempt) -> None:
         """The process has died; what it held is somebody's to run again."""

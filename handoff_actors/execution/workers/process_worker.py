@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import select
+import struct
 import socket
 import subprocess
 import threading
@@ -54,6 +55,8 @@ _LATE = 1.0
 _TELL_TIMEOUT = 60.0
 """Seconds to wait for the turn to write to a process that reads slowly."""
 
+_DOUBLE = struct.Struct("d")
+
 
 class ProcessWorker:
     """See the module.
@@ -79,6 +82,7 @@ class ProcessWorker:
         self._pidfd = started.pidfd
         self._work = started.work
         self._control = started.control
+        self._page = started.began
         self._on_request = on_request
         self._reader = FrameReader(started.work)
         self._control_reader = FrameReader(started.control)
@@ -99,6 +103,14 @@ class ProcessWorker:
 
     def __repr__(self) -> str:
         return f"<ProcessWorker {self.pid} {'alive' if self.alive else 'dead'}>"
+
+    @property
+    def began(self) -> float:
+        """When it began to call the function it is at, or was at last; ``perf_counter()``."""
+        try:
+            return float(_DOUBLE.unpack_from(self._page)[0])
+        except ValueError:
+            return 0.0  # it is closed
 
     @property
     def alive(self) -> bool:
@@ -380,6 +392,10 @@ class ProcessWorker:
             return False
         return True
 
+    def dead(self) -> bool:
+        """Whether the process is dead, whoever has noticed."""
+        return not self.alive or self._wait(0.0)
+
     def kill(self) -> None:
         """Kill the process; ``receive`` then raises ``WorkerLost``."""
         self.ending = True
@@ -404,6 +420,7 @@ class ProcessWorker:
             self._closed = True
             self._work.close()
             self._control.close()
+            self._page.close()
             if self._pidfd >= 0:
                 os.close(self._pidfd)
             self._inbox.clear()

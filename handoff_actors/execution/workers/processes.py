@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Forward = Callable[[str, Any], Any]
 
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+"""What always crosses."""
+
 
 class Processes:
     """See the module.
@@ -103,11 +106,11 @@ class Processes:
                 code = plan.codes[i]
                 call = plan.calls.get(i)
                 if call is None or _is_positional(call):
-                    if id(code) in checked:
+                    extra = () if call is None else call.extra_args
+                    if id(code) in checked and _PLAIN.issuperset(map(type, extra)):
                         continue
                     checked.add(id(code))
-                    # Its arguments are checked when they are sent, as values are.
-                    call = Call(plan.ids[i], code, ())
+                    call = Call(plan.ids[i], code, (), extra)
                 check_call(call, dag_id)
 
     def begin(self, worker: ProcessWorker, lane: ProcessLane) -> None:

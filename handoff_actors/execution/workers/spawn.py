@@ -8,6 +8,7 @@ user's ``__main__``, and that they hold no descriptor but two sockets and the st
 
 from __future__ import annotations
 
+import mmap
 import os
 import queue
 import signal
@@ -30,12 +31,15 @@ class Started:
         work: our end of the socket for attempts and outcomes; does not block.
         control: our end of the socket for everything else; does not block.
         pidfd: a descriptor that can be read once the process is dead; -1 where there is none.
+        began: one double in memory we share with it: ``perf_counter()`` when it began to call the
+            function it is at.
     """
 
     process: subprocess.Popen[bytes]
     work: socket.socket
     control: socket.socket
     pidfd: int
+    began: mmap.mmap
 
 
 def start(node: str) -> Started:
@@ -48,11 +52,14 @@ def start(node: str) -> Started:
         OSError: the system cannot.
     """
     sockets: list[socket.socket] = []
+    page = os.memfd_create("handoff-began", os.MFD_CLOEXEC)
     try:
+        os.ftruncate(page, 8)
+        began = mmap.mmap(page, 8)
         for _ in range(2):
             sockets += socket.socketpair()
         work, work_there, control, control_there = sockets
-        there = (work_there.fileno(), control_there.fileno())
+        there = (work_there.fileno(), control_there.fileno(), page)
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -72,6 +79,8 @@ def start(node: str) -> Started:
         for sock in sockets:
             sock.close()
         raise
+    finally:
+        os.close(page)
     work_there.close()
     control_there.close()
     work.setblocking(False)
@@ -80,7 +89,7 @@ def start(node: str) -> Started:
         pidfd = os.pidfd_open(process.pid)
     except (OSError, AttributeError):
         pidfd = -1
-    return Started(process, work, control, pidfd)
+    return Started(process, work, control, pidfd, began)
 
 
 class Spawner:

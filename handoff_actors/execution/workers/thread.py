@@ -191,6 +191,9 @@ class ThreadLane:
             if links is not None and (following := links[i]) >= 0:
                 carried = value
                 self.token = following
+                if not queue.ticking:
+                    # The next one may take long; what is done must not wait for it.
+                    queue.arm()
             else:
                 self.token = -1
             done((token, value))
