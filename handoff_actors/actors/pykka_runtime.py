@@ -62,7 +62,12 @@ class Incarnation(pykka.Actor):
         supervised: bool = False,
     ) -> None:
         self._mailbox = ref.mailbox
-        super().__init__()
+        self.number = birth_number()
+        # What Pykka's constructor sets; its random URN would be a tenth of what a run costs.
+        self.actor_urn = f"urn:handoff:{self.number}"
+        self.actor_inbox = self._create_actor_inbox()
+        self.actor_stopped = threading.Event()
+        self._actor_ref = pykka.ActorRef(self)
         self.system = system
         self.ref = ref
         self.behaviour = behaviour
@@ -71,7 +76,6 @@ class Incarnation(pykka.Actor):
         self.reason: Reason | None = None
         self._on_end = on_end
         self._supervised = supervised
-        self.number = birth_number()
         self.message: Any = None
         self._killed = False
         self._asker: Reply | None = None

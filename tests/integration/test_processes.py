@@ -319,23 +319,6 @@ def test_a_spare_that_is_killed_idle_is_nobodys_business(runtime: handoff.Runtim
     assert not runtime.status().restarts
 
 
-def test_a_killed_function_runs_again_quickly(runtime: handoff.Runtime, tmp_path: Path) -> None:
-    def code(path: str) -> float:
-        if not os.path.exists(path):
-            Path(path).write_text(repr(time.monotonic()))
-            os.kill(os.getpid(), signal.SIGKILL)
-        return time.monotonic() - float(Path(path).read_text())
-
-    runtime.execute(single(os.getpid), timeout=10)
-    took = []
-    for i in range(4):
-        wait_for(lambda: len(psutil.Process().children()) >= 2)
-        time.sleep(0.7)  # nothing tells from outside that the spare has warmed up
-        dag = single(code, extra_args=[str(tmp_path / f"{i}")])
-        took.append(runtime.execute(dag, timeout=10).results["f"])
-    assert min(took) < 0.05, took
-
-
 def test_a_memory_flood_costs_its_own_run(runtime: handoff.Runtime, claims_at_zero: Any) -> None:
     def flood() -> int:
         import resource
@@ -428,6 +411,24 @@ def test_an_unpicklable_argument_is_named(make_runtime: Any) -> None:
     assert runtime.execute(single(lambda: 1, isolation="process")).results["f"] == 1
 
 
+def test_unpicklable_code_is_refused_at_admission(runtime: handoff.Runtime) -> None:
+    lock = threading.Lock()
+
+    def holds() -> Any:
+        return lock
+
+    for dag in (
+        single(holds),
+        single(lambda x: x, extra_args=[lock]),
+        single(lambda k: k, extra_kwargs={"k": [lock]}),
+    ):
+        with pytest.raises(handoff.SerializationError) as caught:
+            runtime.submit(dag)
+        assert caught.value.function_id == "f"
+        assert "lock" in str(caught.value)
+    assert not runtime.status().runs
+
+
 def test_an_exception_that_cannot_be_pickled_still_tells(runtime: handoff.Runtime) -> None:
     class Odd(Exception):
         def __init__(self, one: int, two: Any) -> None:
@@ -498,6 +499,41 @@ def test_code_that_forks_and_starts_processes(runtime: handoff.Runtime) -> None:
 
 
 # Timeouts and cancelling.
+
+
+def test_a_timeout_kills(runtime: handoff.Runtime, tmp_path: Path, claims_at_zero: Any) -> None:
+    path = tmp_path / "pids"
+
+    def code(path: str) -> None:
+        with open(path, "a") as file:
+            file.write(f"{os.getpid()}\n")
+        while True:
+            pass
+
+    started = time.monotonic()
+    with pytest.raises(handoff.FunctionTimeoutError) as caught:
+        runtime.execute(
+            single(code, extra_args=[str(path)], timeout=0.2, max_retries=1, cost={"cpu": 2})
+        )
+    assert time.monotonic() - started < 5
+    assert (caught.value.timeout, caught.value.attempts) == (0.2, 2)
+    pids = [int(line) for line in path.read_text().splitlines()]
+    assert len(set(pids)) == 2
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    claims_at_zero(runtime)
+    assert not runtime.status().workers["abandoned_threads"]
+
+
+def test_a_timeout_does_not_charge_max_crashes(runtime: handoff.Runtime, tmp_path: Path) -> None:
+    path = tmp_path / "n"
+
+    def code() -> int:
+        if count(path) < 3:
+            time.sleep(20)
+        return 1
+
+    dag = single(code, timeout=0.2, max_retries=2, max_crashes=0)
+    assert runtime.execute(dag, timeout=15).results["f"] == 1
 
 
 def test_cancel_ends_the_code(

@@ -169,10 +169,13 @@ class ProcessLane:
 
     def _cannot_start(self, error: Exception) -> None:
         queue = self.queue
-        token = next(iter(queue.ready), None)
-        queue.leave(self, force=True)
-        if token is not None:
-            queue.data.report(Raised(token, error, queue.data.node, final=True))
+        try:
+            token = queue.ready.popleft()
+        except IndexError:
+            queue.leave(self, force=True)
+            return
+        queue.give_way(self)
+        queue.data.report(Raised(token, error, queue.data.node))
 
     def _serve(self, worker: ProcessWorker) -> None:
         queue, data = self.queue, self.queue.data
