@@ -66,7 +66,7 @@ class Incarnation(pykka.Actor):
         self.number = birth_number()
         # What Pykka's constructor sets; its random URN would be a tenth of what a run costs.
         self.actor_urn = f"urn:handoff:{self.number}"
-        self.actor_inbox = self._create_actor_inbox()
+        self.actor_inbox = self._mailbox  # type: ignore[assignment]  # it is drained, not got from
         self.actor_stopped = threading.Event()
         self._actor_ref = pykka.ActorRef(self)
         self.system = system
