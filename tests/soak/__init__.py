@@ -1,0 +1,1 @@
+"""Long mixed runs that look for leaks: ``python -m tests.soak.soak --minutes 10``."""
