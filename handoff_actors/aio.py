@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import functools
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from handoff_actors import default
@@ -73,7 +73,6 @@ register_local_node = _awaitable(default.register_local_node)
 discover_nodes = _awaitable(default.discover_nodes)
 resources_available = _awaitable(default.resources_available)
 store_result = _awaitable(default.store_result)
-get_result = _awaitable(default.get_result)
 store_value = _awaitable(default.store_value)
 get_local_value = _awaitable(default.get_local_value)
 get_value = _awaitable(default.get_value)
@@ -106,14 +105,25 @@ async def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> Execution
     return await _outcome(await _elsewhere(default.submit_local, dag, **options))
 
 
+async def get_result(dag_id: Hashable, id: Hashable, timeout: float | None = 5.0) -> Any:  # noqa: A002
+    """A value, as soon as it is there; see ``Runtime.get_result``."""
+    return await _while_lent(_elsewhere(default.get_result, dag_id, id, timeout))
+
+
 async def _outcome(run: Run) -> ExecutionResult:
-    here = place.get()
-    loan = None if here is None else here.lend()
     try:
-        return await run
+        return await _while_lent(run)
     except asyncio.CancelledError:
         run.cancel()
         raise
+
+
+async def _while_lent(wait: Awaitable[R]) -> R:
+    """Wait; inside a function, what it holds is lent to others meanwhile."""
+    here = place.get()
+    loan = None if here is None else here.lend()
+    try:
+        return await wait
     finally:
         if here is not None and loan is not None:
             await _elsewhere(here.reclaim, loan)

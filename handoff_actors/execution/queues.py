@@ -13,11 +13,13 @@ for its permit or claim.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
 
 from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.workers.permits import Permits
 from handoff_actors.graph.plan import LaneClass
 from handoff_actors.resources.claims import Claim
 
@@ -32,13 +34,15 @@ PATIENCE = 300e-6
 
 
 class Lane(Protocol):
-    """One worker that serves a queue."""
+    """One worker that serves a queue.
+
+    Attributes:
+        claim: what it holds.
+        loans: how many of its threads or coroutines wait, so that what it holds is lent.
+    """
 
     claim: Claim | None
-    lent: bool
-
-    def given_up(self) -> bool:
-        """Whether somebody else has its place now."""
+    loans: int
 
     def run(self) -> None:
         """Serve the queue; a job for a carrier thread."""
@@ -46,11 +50,11 @@ class Lane(Protocol):
     def tokens(self) -> Iterable[int]:
         """The attempts it holds."""
 
+    def given_up(self) -> bool:
+        """Whether somebody else has its place now."""
+
     def stop(self) -> None:
         """The run is over: let go of what can be let go."""
-
-    def wake(self) -> None:
-        """There is work again."""
 
     def holds_batch(self) -> bool:
         """Whether some of its attempts wait behind another."""
@@ -69,6 +73,13 @@ class Queue:
         workers: the runtime's.
         lane: makes a lane for this queue and a claim.
         permits: of the kind of worker that the lanes are.
+
+    Attributes:
+        lanes: those that serve it; each has a permit.
+        apart: those that do not, for a while or never again, and have only their claims.
+        parked: the latches of lanes that wait a moment for more work.
+        claims: granted, and not yet a lane's.
+        wanted: how many claims the tracker was asked for, those held included.
     """
 
     __slots__ = (
@@ -83,6 +94,7 @@ class Queue:
         "lock",
         "make_lane",
         "mean",
+        "needs_claim",
         "number",
         "parked",
         "permits",
@@ -101,7 +113,7 @@ class Queue:
         kind: LaneClass,
         workers: Workers,
         lane: Callable[[Queue, Claim | None], Lane],
-        permits: Any,
+        permits: Permits,
     ) -> None:
         self.data = data
         self.number = number
@@ -112,10 +124,11 @@ class Queue:
         self.ready: deque[int] = deque()
         self.lock = data.lock
         self.lanes: set[Lane] = set()
-        self.parked: list[Lane] = []
+        self.apart: set[Lane] = set()
+        self.parked: list[threading.Lock] = []
         self.claims: deque[Claim] = deque()
         self.wanted = 0
-        self.apart = 0
+        self.needs_claim = bool(kind.cost) and not data.options.ignore_costs
         self.in_line = False
         self.mean = 0.0
         self.ended = 0
@@ -125,12 +138,6 @@ class Queue:
         self.company = workers.cores
 
     # For the runner.
-
-    def tokens(self) -> Iterator[int]:
-        """The attempts that wait here or that lanes hold."""
-        yield from list(self.ready)
-        for lane in list(self.lanes):
-            yield from lane.tokens()
 
     def adjust(self) -> None:
         """There may be new work: see that somebody does it."""
@@ -146,33 +153,39 @@ class Queue:
 
     def grow(self, count: int) -> None:
         """Have up to ``count`` more lanes."""
-        while count > 0 and self.parked:
-            try:
-                lane = self.parked.pop()
-            except IndexError:
-                break
-            lane.wake()
+        while count > 0 and self._unpark():
             count -= 1
         room = self.data.options.max_concurrency
         if room is not None:
             count = min(count, room - self.data.lanes)
         if count <= 0 or self.data.stopping:
             return
-        if self.needs_claim:
-            # Claims that came while every worker was taken, or nothing was ready, go first.
-            while count > 0 and self.claims:
-                if not self.permits.take(self):
-                    return
-                self.launch()
-                count -= 1
-            wanted = min(len(self.lanes) + count, self.permits.limit) + self.apart
-            if count > 0 and wanted > self.wanted:
-                self.want(wanted)
-            return
-        for _ in range(count):
+        # Claims that came while every worker was taken, or nothing was ready, go first.
+        while count > 0 and (self.claims or not self.needs_claim):
             if not self.permits.take(self):
                 return
             self.launch()
+            count -= 1
+        if count > 0:
+            self.want_more(min(len(self.lanes) + count, self.permits.limit))
+
+    def _unpark(self) -> bool:
+        try:
+            latch = self.parked.pop()
+        except IndexError:
+            return False
+        latch.release()
+        return True
+
+    def want_more(self, lanes: int) -> None:
+        """Ask for claims for so many lanes, unless that was asked already."""
+        wanted = lanes + self._held(self.apart)
+        if wanted > self.wanted:
+            self.want(wanted)
+
+    @staticmethod
+    def _held(lanes: set[Lane]) -> int:
+        return sum(lane.claim is not None for lane in list(lanes))
 
     def want(self, count: int) -> None:
         """Ask the tracker for so many claims, those held included."""
@@ -184,7 +197,7 @@ class Queue:
     def granted(self, claim: Claim) -> None:
         """The tracker gave a claim."""
         self.claims.append(claim)
-        if not self.ready or self.data.stopping:
+        if not self.ready or self.data.stopping or not self.has_room():
             self._return_claims()
         elif self.permits.take(self):
             self.launch()
@@ -205,35 +218,39 @@ class Queue:
 
     def settle(self) -> None:
         """If nothing waits any more: take back what was asked of the tracker in vain."""
-        if self.wanted and not self.ready:
+        if self.wanted and (self.data.stopping or not self.ready):
             self._return_claims()
-            held = sum(1 for lane in list(self.lanes) if lane.claim is not None) + self.apart
+            held = self._held(self.lanes) + self._held(self.apart)
             if self.wanted > held:
                 self.want(held)
 
     def stop(self) -> None:
         """The run is over: nothing starts any more, parked lanes leave."""
         self.ready.clear()
-        self.grow(len(self.parked))
-        for lane in list(self.lanes):
+        while self._unpark():
+            pass
+        for lane in [*self.lanes, *self.apart]:
             lane.stop()
         self.settle()
+
+    def release_idle(self) -> None:
+        """The run is over: claims of lanes that run nothing go back before anybody is told."""
+        for lane in list(self.lanes):
+            if not any(True for _ in lane.tokens()):
+                self._end_claim(lane)
+
+    def has_room(self) -> bool:
+        """Whether ``max_concurrency`` lets another lane of this run begin."""
+        room = self.data.options.max_concurrency
+        return room is None or self.data.lanes < room
 
     # For the permits.
 
     def wants_worker(self) -> bool:
         """Whether a lane would find work."""
-        if not self.ready or self.data.stopping:
-            return False
-        room = self.data.options.max_concurrency
-        if room is not None and self.data.lanes >= room:
+        if not self.ready or self.data.stopping or not self.has_room():
             return False
         return not self.needs_claim or bool(self.claims)
-
-    @property
-    def needs_claim(self) -> bool:
-        """Whether its lanes hold claims."""
-        return bool(self.kind.cost) and not self.data.options.ignore_costs
 
     def launch(self) -> None:
         """Start a lane; a permit is ours."""
@@ -246,26 +263,56 @@ class Queue:
                 return
         lane = self.make_lane(self, claim)
         with self.lock:
-            self.lanes.add(lane)
-            self.data.lanes += 1
-        self.workers.carriers.defer(lane.run)
+            has_room = self.has_room()
+            if has_room:
+                self.add(lane)
+        if has_room:
+            self.workers.carriers.defer(lane.run)
+            return
+        self._end_claim(lane)
+        self.permits.give()
+
+    def add(self, lane: Lane) -> None:
+        """A lane serves; the lock is held."""
+        self.lanes.add(lane)
+        self.data.lanes += 1
 
     # For lanes.
 
+    def linger(self, lane: Lane, seconds: float) -> bool:
+        """A lane found nothing to do: wait a moment for more; False when it has left."""
+        if (
+            self.data.stopping
+            or self.data.options.max_concurrency is not None
+            or not self.company_at_work()
+            or self.contended(lane)
+        ):
+            return not self.leave(lane)
+        latch = threading.Lock()
+        latch.acquire()
+        self.parked.append(latch)
+        woken = bool(self.ready) or latch.acquire(timeout=seconds)
+        try:
+            self.parked.remove(latch)
+        except ValueError:
+            woken = True
+        if woken and not self.data.stopping:
+            return True
+        return not self.leave(lane)
+
     def leave(self, lane: Lane, force: bool = False) -> bool:
-        """A lane found nothing to do and goes; False if there is work after all."""
+        """A lane ends; False if there is work after all, unless it must."""
         with self.lock:
             if self.ready and not force and not self.data.stopping:
                 return False
-            self.remove(lane)
+            served = self.remove(lane)
+            self.apart.discard(lane)
         # The thread is nearly free: what this sets off may follow on it.
         self.workers.carriers.set_busy(False)
-        if lane.claim is not None:
-            claim, lane.claim = lane.claim, None
-            self.release_claim(claim)
-        self.permits.give()
-        if self.data.options.max_concurrency is not None and self.data.ref is not None:
-            self.data.ref.mailbox.signal_elsewhere()
+        self._end_claim(lane)
+        if served:
+            self.permits.give()
+            self._tell_of_room()
         return True
 
     def give_way(self, lane: Lane) -> None:
@@ -274,59 +321,76 @@ class Queue:
         if self.ready:
             self.grow(1)
 
-    def remove(self, lane: Lane) -> None:
-        """Forget a lane; the lock is held."""
-        if lane in self.lanes:
-            self.lanes.discard(lane)
-            self.data.lanes -= 1
+    def remove(self, lane: Lane) -> bool:
+        """A lane serves no more; whether it did. The lock is held."""
+        if lane not in self.lanes:
+            return False
+        self.lanes.discard(lane)
+        self.data.lanes -= 1
+        return True
 
-    def _set_apart(self, lane: Lane) -> None:
-        self.remove(lane)
-        if lane.claim is not None:
-            self.apart += 1
+    def _end_claim(self, lane: Lane) -> None:
+        with self.lock:
+            claim, lane.claim = lane.claim, None
+        if claim is not None:
+            self.release_claim(claim)
+
+    def _tell_of_room(self) -> None:
+        """Other classes of the run may wait for what ``max_concurrency`` lets in now."""
+        if self.data.options.max_concurrency is not None and self.data.ref is not None:
+            self.data.ref.mailbox.signal_elsewhere()
 
     def abandon(self, lane: Lane) -> None:
-        """Somebody else takes the lane's place; it keeps its claim until ``bury``."""
+        """Somebody else takes the lane's place; it keeps its claim until ``give_way``."""
         with self.lock:
-            has_permit = not lane.lent
-            if has_permit:
-                self._set_apart(lane)
-        if has_permit:
+            served = self._set_apart(lane)
+        if served:
             self.permits.give()
+            self._tell_of_room()
 
-    def bury(self, lane: Lane) -> None:
-        """A lane that was abandoned, or lent when its worker died, has ended."""
-        claim, lane.claim = lane.claim, None
-        if claim is not None:
-            with self.lock:
-                self.apart -= 1
-            self.release_claim(claim)
-        if self.ready:
-            self.grow(1)
+    def _set_apart(self, lane: Lane) -> bool:
+        served = self.remove(lane)
+        self.apart.add(lane)
+        return served
 
     def lend(self, lane: Lane) -> None:
-        """A lane's attempt waits for other functions: its permit and claim are theirs meanwhile."""
+        """An attempt waits for other functions: its lane's permit and claim are theirs meanwhile.
+
+        A lane that was given up has only its claim to lend.
+        """
         with self.lock:
-            lane.lent = True
-            self._set_apart(lane)
-        if lane.claim is not None:
-            self.workers.suspend(lane.claim)
-        self.permits.give()
+            lane.loans += 1
+            if lane.loans > 1:
+                return
+            served = self._set_apart(lane)
+            claim = lane.claim
+        if claim is not None:
+            self.workers.suspend(claim)
+        if served:
+            self.permits.give()
+            self._tell_of_room()
         if self.ready:
             self.grow(1)
 
     def reclaim(self, lane: Lane) -> None:
-        """The wait is over; blocks until the claim has its resources again."""
-        if lane.claim is not None:
-            self.workers.resume(lane.claim)
+        """A wait is over; the last one blocks until the claim has its resources again."""
         with self.lock:
-            lane.lent = False
-            if lane.given_up():
+            if lane.loans > 1:
+                lane.loans -= 1
                 return
-            if lane.claim is not None:
-                self.apart -= 1
-            self.lanes.add(lane)
-            self.data.lanes += 1
+            claim = lane.claim
+        if claim is not None:
+            self.workers.resume(claim)
+        with self.lock:
+            lane.loans -= 1
+            lent_again = lane.loans > 0
+            serves = not lent_again and not lane.given_up() and lane in self.apart
+            if serves:
+                self.apart.discard(lane)
+                self.add(lane)
+        if lent_again and claim is not None:
+            self.workers.suspend(claim)
+        if serves:
             self.permits.take_back()
 
     def company_at_work(self) -> bool:

@@ -287,7 +287,8 @@ class Runner(Actor):
         data.stopping = True
         for queue in self.queues:
             queue.stop()
-        self.workers.release_idle(data)
+        for queue in self.queues:
+            queue.release_idle()
         # Whoever is told may start a run of the same dag_id in the same instant.
         self.system.names.unregister(self.ref)
         # The worker that carries this has nothing left to do: the rest may follow on its thread.

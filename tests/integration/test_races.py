@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -123,3 +125,160 @@ def slow(gate: threading.Event) -> Callable[..., Any]:
         return gate.wait(20)
 
     return wait
+
+
+# Lanes, permits and claims.
+
+
+def busy(runtime: handoff.Runtime) -> tuple[int, int]:
+    """Threads at work, and claims held."""
+    status = runtime.status()
+    return status.workers["threads"]["busy"], len(status.claims)
+
+
+def test_max_concurrency_bounds_classes_together(runtime: handoff.Runtime) -> None:
+    """Their claims come at the same time; a class may wait for room with none in hand."""
+    lock = threading.Lock()
+    at_work: list[int] = []
+    most: list[int] = [0]
+
+    def work() -> None:
+        with lock:
+            at_work.append(1)
+            most[0] = max(most[0], len(at_work))
+        time.sleep(0.002)
+        with lock:
+            at_work.pop()
+
+    async def await_work() -> None:
+        work()
+
+    dag = dag_of(
+        *(handoff.Function(("cpu", i), (), work, cost={"cpu": 0.1}) for i in range(5)),
+        *(handoff.Function(("memory", i), (), work, cost={"memory": 1}) for i in range(5)),
+        *(handoff.Function(("free", i), (), work) for i in range(5)),
+        *(handoff.Function(("timed", i), (), work, timeout=5) for i in range(5)),
+        *(handoff.Function(("async", i), (), await_work, cost={"cpu": 0.1}) for i in range(5)),
+    )
+    for limit in (1, 2):
+        most[0] = 0
+        run = runtime.submit(dag, max_concurrency=limit)
+        assert len(run.result(20).results) == 25
+        assert most[0] == limit
+
+
+def test_a_waiting_function_makes_room_for_another_class(runtime: handoff.Runtime) -> None:
+    dag = dag_of(
+        handoff.Function("waits", (), lambda: handoff.get_result("own", "made", 5), cost={"cpu": 1})
+    )
+    dag.add_function(handoff.Function("made", (), lambda: 7, timeout=5))
+    run = runtime.submit(dag, dag_id="own", max_concurrency=1)
+    assert run.result(4).results["waits"] == 7
+
+
+def test_a_waiting_coroutine_makes_room_in_its_run(runtime: handoff.Runtime) -> None:
+    async def waits() -> Any:
+        return await handoff.aio.get_result("own", "made", 5)
+
+    async def made() -> int:
+        return 7
+
+    for code in (made, lambda: 7):
+        dag = dag_of(handoff.Function("waits", (), waits), handoff.Function("made", (), code))
+        run = runtime.submit(dag, dag_id="own", max_concurrency=1)
+        assert run.result(4).results["waits"] == 7
+
+
+def test_a_coroutine_that_ignores_its_end_makes_room_for_its_next_attempt(
+    runtime: handoff.Runtime,
+) -> None:
+    ended = threading.Event()
+
+    async def stubborn() -> int:
+        if handoff.current().attempt > 1:
+            return 2
+        while not ended.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+        return 1
+
+    dag = dag_of(handoff.Function("f", (), stubborn, timeout=0.05, max_retries=1))
+    try:
+        run = runtime.submit(dag, max_concurrency=1)
+        assert run.result(4).results["f"] == 2
+    finally:
+        ended.set()
+
+
+def test_awaiting_on_a_loop_of_ones_own_lends_too(make_runtime: Make) -> None:
+    runtime = make_runtime(max_workers=1, capabilities={"cpu": 1})
+
+    def waits() -> Any:
+        return asyncio.run(handoff.aio.get_result("own", "made", 5))
+
+    dag = dag_of(
+        handoff.Function("waits", (), waits, cost={"cpu": 1}),
+        handoff.Function("made", (), lambda: 7, cost={"cpu": 1}),
+    )
+    assert runtime.submit(dag, dag_id="own").result(4).results["waits"] == 7
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_thread_that_is_given_up_and_waits(
+    make_runtime: Make, when: str, eventually: Callable[..., None]
+) -> None:
+    """Whether its time is over before it waits or while it does, its place is counted once."""
+    runtime = make_runtime(max_workers=2, capabilities={"cpu": 2})
+
+    def code() -> int:
+        if handoff.current().attempt == 1:
+            if when == "before":
+                time.sleep(0.1)
+            with contextlib.suppress(handoff.ResultTimeoutError):
+                handoff.get_result("nobody", "x", 0.3)
+        return handoff.current().attempt
+
+    dag = dag_of(
+        handoff.Function("f", (), code, timeout=0.05, max_retries=1, cost={"cpu": 1}),
+        handoff.Function("g", ("f",), lambda attempt: attempt, cost={"cpu": 2}),
+    )
+    run = runtime.submit(dag, max_concurrency=1)
+    assert run.result(5).results["g"] == 2
+    eventually(lambda: busy(runtime) == (0, 0))
+
+
+def test_timed_functions_give_way_to_other_runs(make_runtime: Make) -> None:
+    runtime = make_runtime(max_workers=1, capabilities={"cpu": 1})
+    nap = {"extra_args": (0.01,), "timeout": 5}
+    long = dag_of(*(handoff.Function(i, (), time.sleep, **nap) for i in range(100)))
+    run = runtime.submit(long)
+    list(zip(run.as_completed(), range(3), strict=False))
+    runtime.submit(dag_of(handoff.Function("a", (), lambda: 1))).result(5)
+    assert run.progress().finished < 50
+    assert len(run.result(10).results) == 100
+
+
+def test_permits_and_claims_are_whole_after_many_ends(
+    make_runtime: Make, hurried: None, together: Together, eventually: Callable[..., None]
+) -> None:
+    runtime = make_runtime(max_workers=3, capabilities={"cpu": 3})
+    functions = [
+        handoff.Function(i, (), time.sleep, extra_args=(1e-4,), cost={"cpu": 1}) for i in range(9)
+    ]
+    functions.append(handoff.Function("last", tuple(range(9)), lambda *_: 1))
+
+    def call(number: int) -> Callable[[], None]:
+        def work() -> None:
+            for turn in range(40):
+                run = runtime.submit(dag_of(*functions), dag_id=(number, turn))
+                if turn % 3 == 0:
+                    run.cancel()
+                else:
+                    run.result(10)
+
+        return work
+
+    together([call(n) for n in range(4)], 60)
+    eventually(lambda: busy(runtime) == (0, 0))

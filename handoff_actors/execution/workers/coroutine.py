@@ -1,8 +1,8 @@
 """Coroutine functions: one event loop on one thread per runtime, any number of attempts in flight.
 
 A coroutine needs no worker's permit; one that has a cost needs a claim each, and takes the next
-attempt over on it when it is done. ``CoroutineQueue`` is the queue of such a class: instead of lanes
-that serve one attempt after another it has one ``_Flight`` per attempt.
+attempt over on it when it is done. ``CoroutineQueue`` is the queue of such a class: instead of
+lanes that serve one attempt after another it has one ``_Flight`` per attempt.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,19 @@ if TYPE_CHECKING:
 
 
 class CoroutineWorker:
-    """An event loop on a thread of its own, made when first needed."""
+    """An event loop on a thread of its own, made when first needed, and not once it is closed.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: the prefix of its thread's name.
+        closed: it never runs anything.
+    """
+
+    def __init__(self, name: str, closed: bool = False) -> None:
         self._name = f"{name}-coroutines"
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = closed
         self.in_flight = 0
 
     def call_soon(self, callback: Any, *args: Any) -> None:
@@ -45,6 +51,8 @@ class CoroutineWorker:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the coroutines were stopped with their runtime")
             if self._loop is None:
                 loop = self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
@@ -71,6 +79,7 @@ class CoroutineWorker:
     def close(self, timeout: float) -> None:
         """Cancel what is in flight and end the thread."""
         with self._lock:
+            self._closed = True
             loop, thread = self._loop, self._thread
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
@@ -80,20 +89,24 @@ class CoroutineWorker:
 class _Flight:
     """One attempt on the loop; the place and the lane of that attempt."""
 
-    __slots__ = ("began", "claim", "expired", "lent", "queue", "task", "timer", "token")
+    __slots__ = (
+        "attempt", "began", "claim", "expired", "loans", "queue", "task", "timer", "token",
+    )  # fmt: skip
 
     def __init__(self, queue: CoroutineQueue, claim: Claim | None, token: int) -> None:
         self.queue = queue
         self.claim = claim
-        self.token = token
+        self.attempt = token
+        self.token = token  # -1 once its outcome was reported
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.expired = False
-        self.lent = False
+        self.loans = 0
         self.began = 0.0
 
     def context(self) -> Context:
-        data, token = self.queue.data, self.token
+        """The attempt that runs here."""
+        data, token = self.queue.data, self.attempt
         n = data.plan.n
         return Context(
             data.dag_id,
@@ -104,19 +117,21 @@ class _Flight:
         )
 
     def home(self) -> Any:
+        """The runtime."""
         return self.queue.workers.runtime()
 
     def lend(self) -> Any:
-        """A blocking call on the loop lends the claim; the loop itself it keeps."""
-        if self.claim is not None:
-            self.queue.workers.suspend(self.claim)
-        return self.claim
+        """Give the claim and the place to others; a blocking call keeps the loop itself."""
+        self.queue.lend(self)
+        return self
 
     def reclaim(self, loan: Any) -> None:
+        """Get them back."""
         if loan is not None:
-            self.queue.workers.resume(loan)
+            self.queue.reclaim(self)
 
     def tokens(self) -> Iterable[int]:
+        """The attempt in progress."""
         return () if self.token < 0 else (self.token,)
 
     def given_up(self) -> bool:
@@ -126,10 +141,8 @@ class _Flight:
     def run(self) -> None:
         """Flights are begun on the loop, by their queue."""
 
-    def wake(self) -> None:
-        """Flights never park."""
-
     def holds_batch(self) -> bool:
+        """It is one attempt."""
         return False
 
     def unblock(self) -> None:
@@ -156,11 +169,6 @@ class CoroutineQueue(Queue):
     def _no_lane(_queue: Queue, _claim: Claim | None) -> Any:
         raise AssertionError("flights begin on the loop")
 
-    def tokens(self) -> Iterator[int]:
-        yield from list(self.ready)
-        for lane in list(self.lanes):
-            yield from lane.tokens()
-
     def adjust(self) -> None:
         """There may be new work: begin it, or ask for claims for it."""
         if not self.ready or self.data.stopping:
@@ -171,60 +179,54 @@ class CoroutineQueue(Queue):
         wanted = len(self.lanes) + len(self.ready)
         room = self.data.options.max_concurrency
         if room is not None:
-            wanted = min(wanted, room)
-        if wanted > self.wanted:
-            self.want(wanted)
+            wanted = min(wanted, len(self.lanes) + room - self.data.lanes)
+        self.want_more(wanted)
+
+    def grow(self, count: int) -> None:  # noqa: ARG002  all that may begin does
+        """Begin what may begin."""
+        self.adjust()
 
     def granted(self, claim: Claim) -> None:
         """The tracker gave a claim."""
         self.workers.coroutines.call_soon(self._begin_claimed, claim)
 
-    def stop(self) -> None:
-        self.ready.clear()
-        for lane in list(self.lanes):
-            lane.stop()
-        self.settle()
-
     # On the loop's thread.
 
     def _begin_ready(self) -> None:
-        room = self.data.options.max_concurrency
-        while self.ready and (room is None or self.data.lanes < room):
-            try:
-                self._begin(None, self.ready.popleft())
-            except IndexError:
-                return
+        while self._begin(None):
+            pass
 
     def _begin_claimed(self, claim: Claim) -> None:
-        try:
-            if self.data.stopping:
-                raise IndexError
-            token = self.ready.popleft()
-        except IndexError:
+        if not self._begin(claim):
             self.release_claim(claim)
-        else:
-            self._begin(claim, token)
 
-    def _begin(self, claim: Claim | None, token: int) -> None:
+    def _begin(self, claim: Claim | None) -> bool:
+        """Begin the next attempt; False if there is none, or no room for it."""
         data = self.data
-        i = token % data.plan.n
-        flight = _Flight(self, claim, token)
         with self.lock:
-            self.lanes.add(flight)
-            data.lanes += 1
+            if data.stopping or not self.has_room():
+                return False
+            try:
+                token = self.ready.popleft()
+            except IndexError:
+                return False
+            flight = _Flight(self, claim, token)
+            self.add(flight)
         self.workers.coroutines.in_flight += 1
         flight.began = clock()
         loop = asyncio.get_running_loop()
-        timeout = data.plan.functions[i].timeout
+        timeout = data.plan.functions[token % data.plan.n].timeout
         if timeout is not None:
             flight.timer = loop.call_later(timeout, self._expire, flight)
         context: contextvars.Context = data.context.copy()
+        call = data.plan.call(token % data.plan.n)
         flight.task = context.run(
             lambda: loop.create_task(
-                _guard(invoke_async(data.plan.call(i), data.values, flight)), context=context
+                _guard(invoke_async(call, data.values, flight)), context=context
             )
         )
         flight.task.add_done_callback(lambda task: self._landed(flight, task))
+        return True
 
     def _expire(self, flight: _Flight) -> None:
         if flight.token < 0:
@@ -233,6 +235,7 @@ class CoroutineQueue(Queue):
         flight.expired = True
         if flight.task is not None:
             flight.task.cancel()
+        self.abandon(flight)
         self.data.report(TimedOut(token, self.data.node))
 
     def _landed(self, flight: _Flight, task: asyncio.Task[Any]) -> None:
@@ -244,12 +247,13 @@ class CoroutineQueue(Queue):
         self.ended += 1
         with self.lock:
             self.remove(flight)
-        claim, flight.claim = flight.claim, None
+            self.apart.discard(flight)
+            claim, flight.claim = flight.claim, None
         if claim is not None:
-            if self.ready and not data.stopping and not self.workers.claims_contended(data.key):
-                self._begin_claimed(claim)
-            else:
+            if self.workers.claims_contended(data.key):
                 self.release_claim(claim)
+            else:
+                self._begin_claimed(claim)
         if token < 0:
             if data.ref is not None:
                 data.ref.signal()

@@ -72,3 +72,22 @@ class Permits:
         """Take a permit that was lent to others, there being one or not."""
         with self._lock:
             self.in_use += 1
+
+
+class Unlimited(Permits):
+    """For workers of which there are always enough: event loops run any number of coroutines."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(1 << 30)
+
+    def take(self, seeker: Seeker) -> bool:  # noqa: ARG002  as in Permits
+        """There always is one."""
+        return True
+
+    def give(self) -> None:
+        """Nobody waits for it."""
+
+    def take_back(self) -> None:
+        """There always is one."""

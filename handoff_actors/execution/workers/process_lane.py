@@ -1,16 +1,15 @@
 """A lane that runs functions in a worker process.
 
-It is a job on a carrier thread that owns one process: it sends attempts in batches, which grow while
-functions prove short, and puts the outcomes where a thread lane puts its own. A process that dies
-takes with it only what it held. Attempts of a batch that waited behind a slow one are taken back, so
-that another worker can have them; those that were in a batch when their process died run singly from
-then on, so that the one who kills its worker is found, and alone pays for it.
+It is a job on a carrier thread that owns one process: it sends attempts in batches, which grow
+while functions prove short, and puts the outcomes where a thread lane puts its own. A process that
+dies takes with it only what it held. Attempts of a batch that waited behind a slow one are taken
+back, so that another worker can have them; those that were in a batch when their process died run
+singly from then on, so that the one who kills its worker is found, and alone pays for it.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterable
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
@@ -47,14 +46,9 @@ class ProcessLane:
     __slots__ = (
         "claim",
         "flying",
-        "gone",
-        "latch",
-        "lent",
-        "loan_lock",
         "loans",
         "mean",
         "queue",
-        "stopped",
         "timed_out",
         "timer",
         "worker",
@@ -68,27 +62,16 @@ class ProcessLane:
         self.worker: ProcessWorker | None = None
         self.flying: dict[int, float] = {}
         self.mean = 0.0
-        self.latch: threading.Lock | None = None
-        self.stopped = False
         self.timer: Any = None
         self.timed_out = -1
-        self.lent = False
-        self.gone = False
         self.loans = 0
-        self.loan_lock = threading.Lock()
 
     def tokens(self) -> Iterable[int]:
         """The attempts that are in the process."""
         return list(self.flying)
 
-    def wake(self) -> None:
-        """Leave the parking place."""
-        if self.latch is not None:
-            self.latch.release()
-
     def stop(self) -> None:
         """The run is over: a process that is still at work for it is killed."""
-        self.stopped = True
         worker = self.worker
         if worker is not None and self.flying:
             worker.kill()
@@ -106,45 +89,38 @@ class ProcessLane:
         waiting = list(self.flying)[1:]
         if worker is None or not waiting:
             return
-        back = worker.take_back(waiting, 1.0)
-        for token in back:
-            self.flying.pop(token, None)
+        # Whoever removes it from ``flying`` has it: the process may die in this moment.
+        taken = worker.take_back(waiting, 1.0)
+        back = [token for token in taken if self.flying.pop(token, None) is not None]
         if back:
             self.queue.data.report(Withdrawn(back))
 
     def given_up(self) -> bool:
-        """Whether its process died while it was lent."""
-        return self.gone
+        """Never: a process that takes too long is killed."""
+        return False
 
     def lend(self) -> Any:
         """The process waits for other functions: its permit and claim are theirs meanwhile."""
-        with self.loan_lock:
-            self.loans += 1
-            if self.loans == 1:
-                self.queue.lend(self)
+        self.queue.lend(self)
         self.workers.carriers.submit(self._take_back)
         return self
 
     def reclaim(self, loan: Any) -> None:
         """Get them back, when none of its threads waits any more."""
-        if loan is None:
-            return
-        with self.loan_lock:
-            self.loans -= 1
-            if self.loans == 0:
-                if self.gone:
-                    self.queue.bury(self)
-                else:
-                    self.queue.reclaim(self)
+        if loan is not None:
+            self.queue.reclaim(self)
 
     def run(self) -> None:
         """Serve the queue until there is nothing to do for a while."""
         from handoff_actors.execution.workers.process import WorkerLost
 
         self.workers.carriers.set_busy(True)
-        pool = self.workers.processes.pool()
         while True:
+            if self.queue.data.stopping:
+                self.queue.leave(self, force=True)
+                return
             try:
+                pool = self.workers.processes.pool()
                 worker = self.worker = pool.acquire()
             except Exception as error:
                 self._cannot_start(error)
@@ -161,10 +137,12 @@ class ProcessLane:
             pool.release(worker)
             if lost is None:
                 return
-            with self.loan_lock:
-                self.gone = self.loans > 0
             self._lost(lost.crash)
-            if self.gone or self.queue.leave(self):
+            if self.loans:
+                # What it asked for goes on, for nobody; its place is somebody else's.
+                self.queue.give_way(self)
+                return
+            if self.queue.leave(self):
                 return
 
     def _cannot_start(self, error: Exception) -> None:
@@ -191,9 +169,12 @@ class ProcessLane:
                         queue.give_way(self)
                         return
                     continue
-                if not self._linger():
+                if not queue.linger(self, _LINGER):
                     return
                 continue
+            if data.stopping:
+                # Sent in the moment in which the run ended: ``stop`` did not see it.
+                worker.kill()
             # All it holds may have been taken back meanwhile, or more coroutines be ready.
             outcomes = worker.receive(_COROUTINE_LOOK if queue.kind.is_async else _LOOK)
             if not outcomes:
@@ -303,7 +284,7 @@ class ProcessLane:
     def _lost(self, crash: CrashedAttempt) -> None:
         """The process has died; what it held is somebody's to run again."""
         data = self.queue.data
-        flying, self.flying = list(self.flying), {}
+        flying = [t for t in list(self.flying) if self.flying.pop(t, None) is not None]
         self.mean = 0.0
         if self.timer is not None:
             self.timer.cancel()
@@ -323,26 +304,3 @@ class ProcessLane:
             data.reports.append(Withdrawn(flying))
         assert data.ref is not None
         data.ref.signal()
-
-    def _linger(self) -> bool:
-        """Wait a moment for work; False when the lane has left."""
-        queue = self.queue
-        if (
-            queue.data.stopping
-            or queue.data.options.max_concurrency is not None
-            or not queue.company_at_work()
-            or queue.contended(self)
-        ):
-            return not queue.leave(self)
-        latch = self.latch = threading.Lock()
-        latch.acquire()
-        queue.parked.append(self)
-        woken = bool(queue.ready) or latch.acquire(timeout=_LINGER)
-        try:
-            queue.parked.remove(self)
-        except ValueError:
-            woken = True
-        self.latch = None
-        if woken and not queue.data.stopping:
-            return True
-        return not queue.leave(self)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
-from handoff_actors.errors import CrashedAttempt
+from handoff_actors.errors import CrashedAttempt, HandoffError
 from handoff_actors.events import WorkerLost, WorkerStarted
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.graph.plan import Call, Plan
@@ -38,13 +38,20 @@ class Processes:
         self._forward = forward
         self._lock = threading.Lock()
         self._pool: ProcessPool | None = None
+        self._closed = False
         self._keys = count(1)
         self.lanes: dict[int, ProcessLane] = {}
         self._taught: dict[int, tuple[int, list[int]]] = {}
 
     def pool(self) -> ProcessPool:
-        """The pool of processes."""
+        """The pool of processes.
+
+        Raises:
+            HandoffError: they were stopped.
+        """
         with self._lock:
+            if self._closed:
+                raise HandoffError("the worker processes were stopped with their runtime")
             if self._pool is None:
                 from handoff_actors.execution.workers.process import ProcessPool
 
@@ -144,8 +151,8 @@ class Processes:
     def _key(self, data: RunData, i: int) -> tuple[int, Call]:
         """The number under which workers know the code of function ``i``.
 
-        Functions of the same code that differ only in the values of their positional arguments share
-        one, so that a worker learns it once.
+        Functions of the same code that differ only in the values of their positional arguments
+        share one, so that a worker learns it once.
 
         Returns:
             The number, and what to teach a worker that does not know it.
@@ -187,6 +194,7 @@ class Processes:
     def close(self, timeout: float) -> None:
         """End all of them."""
         with self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close(timeout)

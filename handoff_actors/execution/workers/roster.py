@@ -18,7 +18,7 @@ from handoff_actors.events import EventBus, Log, log
 from handoff_actors.execution.queues import Lane, Queue
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.run_state import find_links
-from handoff_actors.execution.workers.permits import Permits
+from handoff_actors.execution.workers.permits import Permits, Unlimited
 from handoff_actors.execution.workers.process_lane import ProcessLane
 from handoff_actors.execution.workers.processes import Processes
 from handoff_actors.execution.workers.thread import ThreadLane
@@ -74,9 +74,10 @@ class Workers:
         self.log: Log = log.bind(node=node)
         self.thread_permits = Permits(max_workers or max(32, self.cores))
         self.process_permits = Permits(max_workers or self.cores)
-        self.coroutine_permits = Permits(1 << 30)
+        self.coroutine_permits = Unlimited()
         self.processes = Processes(self, max_workers or self.cores, forward)
         self._coroutines: CoroutineWorker | None = None
+        self._closed = False
         self.abandoned: set[ThreadLane] = set()
         self.tracker: Ref | None = None
         self.store: Ref | None = None
@@ -96,7 +97,7 @@ class Workers:
 
         with self._lock:
             if self._coroutines is None:
-                self._coroutines = CoroutineWorker(self.system.name)
+                self._coroutines = CoroutineWorker(self.system.name, self._closed)
             return self._coroutines
 
     # Queues of a run.
@@ -176,15 +177,6 @@ class Workers:
         """Who is told of values that are waited for."""
         self._available = callback
 
-    def release_idle(self, data: RunData) -> None:
-        """A run ended: the claims of its lanes that run nothing go back before anybody is told."""
-        for queue in data.queues:
-            for lane in list(queue.lanes):
-                claim = lane.claim
-                if claim is not None and not any(True for _ in lane.tokens()):
-                    lane.claim = None
-                    queue.release_claim(claim)
-
     # For the supervisor and status().
 
     def describe(self) -> dict[str, Any]:
@@ -202,7 +194,8 @@ class Workers:
     def close(self, timeout: float) -> None:
         """End processes and the event loop; threads end with the system's carriers."""
         with self._lock:
-            loop, self._coroutines = self._coroutines, None
+            self._closed = True
+            loop = self._coroutines
         closing = None
         if loop is not None:
             closing = threading.Thread(target=loop.close, args=(timeout,), daemon=True)

@@ -1,10 +1,10 @@
 """A lane that runs functions on the carrier thread it is called on.
 
-The loop is the hottest code of the library. Per attempt it takes a token from the shared deque, runs
-the code in a copy of the caller's context variables, and puts the outcome into the run's ``done``
-deque; it signals the runner only when work runs low or ``PATIENCE`` has passed, and then usually
-becomes the thread that runs the runner's step. A function that is the only argument of the next one
-is followed by it at once (``links``), which makes a chain one piece of work.
+The loop is the hottest code of the library. Per attempt it takes a token from the shared deque,
+runs the code in a copy of the caller's context variables, and puts the outcome into the run's
+``done`` deque; it signals the runner only when work runs low or ``PATIENCE`` has passed, and then
+usually becomes the thread that runs the runner's step. A function that is the only argument of the
+next one is followed by it at once (``links``), which makes a chain one piece of work.
 
 A thread cannot be killed: when a timed attempt is given up, the lane is *abandoned*. It keeps its
 claim until the code really returns, and then ends without a word.
@@ -41,15 +41,14 @@ class ThreadLane:
         workers: the runtime's.
     """
 
-    __slots__ = ("abandoned", "claim", "latch", "lent", "queue", "thread", "timer", "token", "workers")
+    __slots__ = ("abandoned", "claim", "loans", "queue", "thread", "timer", "token", "workers")
 
     def __init__(self, queue: Queue, claim: Claim | None, workers: Workers) -> None:
         self.queue = queue
         self.claim = claim
         self.workers = workers
         self.token = -1
-        self.lent = False
-        self.latch: threading.Lock | None = None
+        self.loans = 0
         self.abandoned: list[bool] | None = None
         self.timer: Any = None
         self.thread: int | None = None
@@ -96,12 +95,6 @@ class ThreadLane:
         token = self.token
         return () if token < 0 else (token,)
 
-    def wake(self) -> None:
-        """Leave the parking place."""
-        latch = self.latch
-        if latch is not None:
-            latch.release()
-
     def stop(self) -> None:
         """The code sees ``cancelled()``; nothing more can be done to a thread."""
 
@@ -117,14 +110,13 @@ class ThreadLane:
         self.workers.carriers.set_busy(True)
         self.thread = threading.get_ident()
         queue = self.queue
-        try:
-            if queue.kind.timed:
-                self._serve_timed()
-            else:
-                self._serve()
-        finally:
-            if self.given_up():
-                self._end_abandoned()
+        if not queue.kind.timed:
+            self._serve()
+            return
+        self._serve_timed()
+        if self.given_up():
+            self.workers.abandoned.discard(self)
+            queue.give_way(self)
 
     def _serve(self) -> None:
         queue, data = self.queue, self.queue.data
@@ -158,7 +150,7 @@ class ThreadLane:
                         if ready:
                             began = mark
                             continue
-                    if not self._linger():
+                    if not queue.linger(self, _LINGER):
                         return
                     began = since = mark = clock()
                     continue
@@ -227,29 +219,6 @@ class ThreadLane:
         self.queue.ended += 1
         data.report(Raised(token, error, data.node))
 
-    def _linger(self) -> bool:
-        """Wait a moment for work; False when the lane has left."""
-        queue = self.queue
-        if (
-            queue.data.stopping
-            or queue.data.options.max_concurrency is not None
-            or not queue.company_at_work()
-            or queue.contended(self)
-        ):
-            return not queue.leave(self)
-        latch = self.latch = threading.Lock()
-        latch.acquire()
-        queue.parked.append(self)
-        woken = bool(queue.ready) or latch.acquire(timeout=_LINGER)
-        try:
-            queue.parked.remove(self)
-        except ValueError:
-            woken = True
-        self.latch = None
-        if woken and not queue.data.stopping:
-            return True
-        return not queue.leave(self)
-
     # Functions with a timeout: one attempt at a time, each with a timer.
 
     def _serve_timed(self) -> None:
@@ -264,11 +233,12 @@ class ThreadLane:
                 if queue.leave(self):
                     return
                 continue
+            self.token = token
             if data.stopping:
+                self.token = -1
                 continue
             i = token % n
             timeout = plan.functions[i].timeout
-            self.token = token
             gate = self.abandoned = [True]
             if timeout is not None:
                 self.timer = self.workers.timers.call_later(
@@ -298,6 +268,9 @@ class ThreadLane:
                 data.done.append((token, outcome))
                 assert data.ref is not None
                 data.ref.signal()
+            if queue.ready and queue.contended(self):
+                queue.give_way(self)
+                return
 
     def _expired(self, gate: list[bool], token: int) -> None:
         """On the timer thread: the attempt took too long."""
@@ -315,7 +288,3 @@ class ThreadLane:
         data.reports.append(TimedOut(token, data.node))
         if data.ref is not None:
             data.ref.mailbox.signal_elsewhere()
-
-    def _end_abandoned(self) -> None:
-        self.workers.abandoned.discard(self)
-        self.queue.bury(self)
