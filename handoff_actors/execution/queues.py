@@ -418,7 +418,7 @@ class Queue:
             return
         stuck = self.seen == self.ended
         self.seen = self.ended
-        if self.data.done:
+        if stuck and self.data.done:
             # Outcomes that a lane has not told of, as it is busy with the next function.
             self.data.ref.mailbox.signal_elsewhere()
         if not waiting:

@@ -184,32 +184,22 @@ class Runner(Actor):
         data = self.data
         done, values, n = data.done, data.values, data.plan.n
         step = Step()
-        tokens: list[int]
-        if len(done) == 1:
-            token, value = done[0]
-            tokens = [token]
-            self.state.succeeded(tokens, step)
-            if values[token % n] is MISSING and self._counts(token):
+        # One step in C: workers append meanwhile, which no iteration in Python survives.
+        batch = list(done)
+        tokens = [entry[0] for entry in batch]
+        self.state.succeeded(tokens, step)
+        if self.state.histories:
+            # What was given up may end all the same; it is not the outcome.
+            batch = [entry for entry in batch if entry[0] == self.state.token(entry[0] % n)]
+        for token, value in batch:
+            if values[token % n] is MISSING:
                 values[token % n] = value
+        for _ in tokens:
             done.popleft()
-        else:
-            # One step in C: workers append meanwhile, which no iteration in Python survives.
-            batch = list(done)
-            tokens = [entry[0] for entry in batch]
-            self.state.succeeded(tokens, step)
-            for token, value in batch:
-                if values[token % n] is MISSING and self._counts(token):
-                    values[token % n] = value
-            for _ in batch:
-                done.popleft()
         data.finished = n - self.state.remaining
         if data.watched or data.listeners or self.workers.events.active:
             self._tell(tokens)
         self._carry_out(step)
-
-    def _counts(self, token: int) -> bool:
-        """Whether it is not the outcome of an attempt that was given up."""
-        return not self.state.histories or token == self.state.token(token % self.data.plan.n)
 
     def _report(self) -> None:
         reports = self.data.reports
