@@ -1,4 +1,4 @@
-"""Crashes of the runtime's own actors: nothing the user can see, and an honest end past the limit."""
+"""Crashes of the runtime's own actors: nothing a user can see, and an honest end at the limit."""
 
 from __future__ import annotations
 
@@ -211,6 +211,25 @@ def test_claims_survive_a_crash_of_the_tracker(
     claims_at_zero(tough)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "run:d"])
+def test_cancel_right_after_a_crash(
+    tough: handoff.Runtime, name: str, gate: threading.Event, claims_at_zero: Any
+) -> None:
+    started = threading.Event()
+    dag = handoff.new("d").add_function(
+        Function("f", (), lambda: (started.set(), gate.wait(20)), cost={"cpu": 1})
+    )
+    run = tough.submit(dag)
+    assert started.wait(10)
+    crash(name, runtime=tough)
+    assert run.cancel()
+    with pytest.raises(handoff.RunCancelledError):
+        run.result(5)
+    gate.set()
+    claims_at_zero(tough)
+    wait_for(lambda: [r.state for r in tough.status().runs] == ["cancelled"])
+
+
 # Runners.
 
 
@@ -305,6 +324,29 @@ def test_restarts_of_runs_that_have_ended_are_shown(
     assert tough.status().restarts == {"run:d": 2}
 
 
+def test_a_run_whose_runner_keeps_crashing_fails_alone(
+    make_runtime: Any, gate: threading.Event, claims_at_zero: Any
+) -> None:
+    runtime = make_runtime(capabilities={"cpu": 4}, max_restarts=3, max_seconds=60.0)
+    wait = Function("f", (), lambda: gate.wait(20), cost={"cpu": 1})
+    doomed = runtime.submit(handoff.new("doomed").add_function(wait))
+    other = runtime.submit(handoff.new("other").add_function(wait))
+    while not doomed.done():
+        try:
+            crash("run:doomed", runtime=runtime)
+        except handoff.ConfigurationError:
+            break
+    with pytest.raises(handoff.HandoffError) as caught:
+        doomed.result(10)
+    assert not isinstance(caught.value, handoff.RuntimeFailedError)
+    assert not other.done()
+    gate.set()
+    assert other.result(10).results["f"] is True
+    claims_at_zero(runtime)
+    assert runtime.execute(work("doomed"), inputs={"x": 1}).results[39] == expected(1)[39]
+    assert set(runtime.status().restarts) == {"run:doomed"}
+
+
 def test_crashes_with_worker_processes(make_runtime: Any, spawn: Any, claims_at_zero: Any) -> None:
     runtime = make_runtime(isolation="process", capabilities={"cpu": 2}, max_restarts=1_000_000)
 
@@ -331,6 +373,69 @@ def test_crashes_with_worker_processes(make_runtime: Any, spawn: Any, claims_at_
 
 
 # Past the limit.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_past_the_limit_everybody_is_told(
+    make_runtime: Any, name: str, spawn: Any, gate: threading.Event
+) -> None:
+    told: list[BaseException] = []
+    was_told = threading.Event()
+
+    def on_failure(error: BaseException) -> None:
+        told.append(error)
+        was_told.set()
+
+    runtime = make_runtime(
+        max_restarts=2, max_seconds=60.0, on_failure=on_failure, capabilities={"cpu": 1}
+    )
+    first = KeyError("the first cause")
+    running = [
+        runtime.submit(
+            handoff.new(n).add_function(Function("f", (), lambda: gate.wait(20), cost={"cpu": 1}))
+        )
+        for n in range(3)
+    ]
+    executing = spawn(lambda: runtime.execute(handoff.new().add_function(
+        Function("f", (), lambda: gate.wait(20)))))  # fmt: skip
+    reading = spawn(lambda: runtime.get_result("nobody", "x", 60))
+    wait_for(lambda: len(runtime.status().runs) == 4)
+    for i in range(3):
+        with contextlib.suppress(handoff.HandoffError):
+            crash(name, first if i == 0 else None, runtime=runtime)
+            runtime.status()
+    for run in running:
+        with pytest.raises(handoff.RuntimeFailedError):
+            run.result(10)
+    with pytest.raises(handoff.RuntimeFailedError) as caught:
+        executing.result(10)
+    assert caught.value.cause is first
+    with pytest.raises(handoff.RuntimeFailedError):
+        reading.result(10)
+    assert was_told.wait(10)
+    assert len(told) == 1
+    assert isinstance(told[0], handoff.RuntimeFailedError)
+    calls: list[Callable[[], Any]] = [
+        lambda: runtime.execute(work(), inputs={"x": 1}),
+        lambda: runtime.submit(work(), inputs={"x": 1}),
+        runtime.status,
+        lambda: runtime.get_local_value("a", "b"),
+        lambda: runtime.get_result("a", "b", 5),
+        lambda: runtime.store_value("a", "b", 1),
+        runtime.discover_nodes,
+        runtime.node_info,
+    ]
+    for call in calls:
+        with pytest.raises(handoff.RuntimeFailedError):
+            call()
+    gate.set()
+    runtime.stop()
+    with pytest.raises(handoff.NotStartedError):
+        runtime.status()
+    runtime.start()
+    assert dict(runtime.execute(work(), inputs={"x": 5}).results) == expected(5)
+    assert not runtime.status().restarts
+    assert len(told) == 1
 
 
 def test_no_restarts_at_all(make_runtime: Any) -> None:
