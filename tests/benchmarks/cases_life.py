@@ -133,5 +133,13 @@ def python(code: str) -> float:
 
 def output(code: str) -> str:
     """What a Python process prints."""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    # An installed package has its bytecode; so has this one after the first process.
+    env = {
+        **os.environ,
+        "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "handoff-bytecode"),
+    }
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env
+    )
     return done.stdout
