@@ -9,11 +9,12 @@
     handoff.execute(dag).results["b"]  # 2
 
 The functions of this module act on the default runtime, which ``start()`` makes; inside a function
-of a DAG they act on the runtime that runs it. ``Runtime`` objects have the same methods, and ``aio``
-the same names, awaitable.
+of a DAG they act on the runtime that runs it. ``Runtime`` objects have the same methods, and
+``aio`` the same names, awaitable.
 
-Layers, each importing only those below: ``cli``, this face, ``testing`` → ``runtime`` → ``execution``
-→ ``results`` → ``cluster``, ``resources`` → ``actors``, ``graph`` → ``events`` → ``errors``.
+Layers, each importing only those below: ``cli``, this face, ``testing`` → ``runtime`` →
+``execution`` → ``results`` → ``cluster``, ``resources`` → ``actors``, ``graph`` → ``events`` →
+``errors``.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     await handoff.aio.start()
     result = await handoff.aio.execute(dag)
 
-Nothing here blocks the loop. What has to wait does so on a thread of its own, never one of the loop's
-executor, whose few threads nested calls could use up; waiting for a run takes no thread at all. A
-task that is cancelled while it waits in ``execute`` cancels the run.
+Nothing here blocks the loop. What has to wait does so on a thread of its own, never one of the
+loop's executor, whose few threads nested calls could use up; waiting for a run takes no thread at
+all. A task that is cancelled while it waits in ``execute`` cancels the run.
 """
 
 from __future__ import annotations
@@ -87,7 +87,11 @@ disconnect = _awaitable(default.disconnect)
 node_info = _awaitable(default.node_info)
 status = _awaitable(default.status)
 subscribe = _awaitable(default.subscribe)
-submit = _awaitable(default.submit)
+
+
+async def submit(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
+    """Begin to run a DAG; see ``Runtime.submit``. The run can be awaited."""
+    return await _submitted(default.submit, dag, options)
 
 
 async def execute(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
@@ -102,12 +106,36 @@ async def execute_distributed(dag: DAG, **options: Unpack[SubmitOptions]) -> Exe
 
 async def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """As ``execute``, with everything on this node, costs and pins ignored."""
-    return await _outcome(await _elsewhere(default.submit_local, dag, **options))
+    return await _outcome(await _submitted(default.submit_local, dag, options))
 
 
 async def get_result(dag_id: Hashable, id: Hashable, timeout: float | None = 5.0) -> Any:  # noqa: A002
     """A value, as soon as it is there; see ``Runtime.get_result``."""
     return await _while_lent(_elsewhere(default.get_result, dag_id, id, timeout))
+
+
+async def _submitted(submit: Callable[..., Run], dag: DAG, options: SubmitOptions) -> Run:
+    admitted: list[Run] = []
+    wanted = [True]
+
+    def begin() -> Run:
+        run = submit(dag, **options)
+        admitted.append(run)
+        try:
+            wanted.pop()
+        except IndexError:
+            run.cancel()
+        return run
+
+    try:
+        return await _elsewhere(begin)
+    except asyncio.CancelledError:
+        # Nobody will hold the run: whoever comes second, this or ``begin``, cancels it.
+        try:
+            wanted.pop()
+        except IndexError:
+            admitted[0].cancel()
+        raise
 
 
 async def _outcome(run: Run) -> ExecutionResult:

@@ -1,7 +1,7 @@
 """The default runtime, and the functions of the face that act on it.
 
-Inside a function of a DAG they act on the runtime that runs the function; from a worker process they
-are forwarded to it.
+Inside a function of a DAG they act on the runtime that runs the function; from a worker process
+they are forwarded to it.
 """
 
 from __future__ import annotations

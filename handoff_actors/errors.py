@@ -10,7 +10,7 @@
     │  ├─ CyclicDependencyError        .cycle: the ids, in order
     │  ├─ DuplicateFunctionError       a second function of the same id
     │  ├─ InvalidFunctionError         one field of one function is wrong
-    │  └─ MissingInputError            a value for an input is missing, or for something that is none
+    │  └─ MissingInputError            an input has no value, or something else has one
     ├─ AllocationError                 no node could ever meet the cost; or the allocator is wrong
     ├─ AlreadyRunningError             a run of this dag_id is in progress
     ├─ ExecutionError                  the world: a run did not end well
@@ -270,7 +270,7 @@ class PipelineStoppedError(PipelineError):
 
 
 def describe(value: object, limit: int = 80) -> str:
-    """``repr(value)`` cut to ``limit`` characters; never raises, whatever the object's repr does."""
+    """``repr(value)`` cut to ``limit`` characters; never raises, whatever its own repr does."""
     try:
         text = repr(value)
     except BaseException as error:

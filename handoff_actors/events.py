@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 from handoff_actors.errors import describe
 
@@ -202,7 +202,7 @@ class Subscription:
         """No further event reaches the callback once this returns, but for one under way."""
         self._bus.remove(self)
 
-    def __enter__(self) -> Subscription:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -241,9 +241,8 @@ class EventBus:
         """Forget a subscription; the thread ends with the last one."""
         with self._lock:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
-            if self._subscriptions:
-                return
-        self.close()
+            thread = self._end() if not self._subscriptions else None
+        self._join(thread, 1.0)
 
     def publish(self, event: Event) -> None:
         """Queue ``event`` for the subscribers; never blocks, never raises."""
@@ -260,13 +259,21 @@ class EventBus:
     def close(self, timeout: float = 1.0) -> None:
         """Deliver what is queued, then end the thread."""
         with self._lock:
-            thread, self._thread = self._thread, None
-            queue = self._queue
-            self.active = False
+            thread = self._end()
+        self._join(thread, timeout)
+
+    def _end(self) -> threading.Thread | None:
+        """Let the thread end after what is queued; the lock is held."""
+        thread, self._thread = self._thread, None
+        self.active = False
         if thread is not None:
-            queue.put(None)
-            if thread is not threading.current_thread():
-                thread.join(timeout)
+            self._queue.put(None)
+        return thread
+
+    @staticmethod
+    def _join(thread: threading.Thread | None, timeout: float) -> None:
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
 
     def _deliver(self, queue: SimpleQueue[Event | threading.Event | None]) -> None:
         while (event := queue.get()) is not None:
@@ -278,4 +285,4 @@ class EventBus:
                     try:
                         subscription.callback(event)
                     except Exception as error:
-                        log.error("subscriber_raised", error=describe(error), exc_info=error)
+                        log.error("subscriber_raised", error=describe(error), exc_info=error)  # noqa: TRY400  ours has no exception()

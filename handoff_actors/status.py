@@ -109,11 +109,11 @@ class RuntimeStatus:
                 draw(child, depth + 1)
 
         draw(self.tree, 0)
-        for node in self.nodes:
-            lines.append(
-                f"node {node.name} ({node.state}): {amounts_text(node.available)} free of "
-                f"{amounts_text(node.capabilities)}"
-            )
+        lines.extend(
+            f"node {node.name} ({node.state}): {amounts_text(node.available)} free of "
+            f"{amounts_text(node.capabilities)}"
+            for node in self.nodes
+        )
         lines.append(f"claims: {len(self.claims)} held")
         lines.extend(
             f"  {claim.dag_id!r} on {claim.node}: {amounts_text(claim.amounts)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from handoff_actors.errors import (
     ActorCrashedError,
@@ -329,7 +329,7 @@ class ExecutionResult:
         elif isinstance(self.results, dict):
             self.results.clear()
 
-    def __enter__(self) -> ExecutionResult:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

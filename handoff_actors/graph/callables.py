@@ -50,7 +50,7 @@ def misfit(code: Code, count: int, keywords: Mapping[str, Any] | None = None) ->
     try:
         # What is called is the wrapper, so its own signature counts: it may well add arguments.
         signature = inspect.signature(code, follow_wrapped=False)
-    except Exception:  # noqa: BLE001  a property of the user's may raise anything: not readable
+    except Exception:  # a property of the user's may raise anything: not readable
         return None
     try:
         signature.bind(*range(count), **(keywords or {}))

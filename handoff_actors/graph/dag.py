@@ -43,7 +43,7 @@ class DAG:
     def __init__(self, id: Hashable = None) -> None:  # noqa: A002
         try:
             hash(id)
-        except Exception:  # noqa: BLE001  a user's __hash__ may raise anything
+        except Exception:  # a user's __hash__ may raise anything
             raise InvalidDAGError(f"a DAG's id must be hashable, got {describe(id)}") from None
         self._id: Hashable = f"dag-{os.urandom(6).hex()}" if id is None else id
         self._functions: dict[Hashable, Function] = {}

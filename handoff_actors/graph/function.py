@@ -126,7 +126,7 @@ class Collocated:
 def _check_id(value: object, name: str, what: str) -> None:
     try:
         hash(value)
-    except Exception:  # noqa: BLE001  a user's __hash__ may raise anything
+    except Exception:  # a user's __hash__ may raise anything
         raise InvalidFunctionError(
             f"{what} must be hashable, got {describe(value)}", function_id=None, field=name
         ) from None

@@ -1,9 +1,9 @@
 """ResultStore: the values of this node, and those who wait for them.
 
-Values come from two sides: the newest run of each DAG brings its own (the store reads them where the
-run keeps them), and users store some. What a user stores wins over a run that was there before, and
-gives way to the values of a later one. The executor publishes the newest runs in ``Runs``; it tells
-the store of a run's begin and end only when somebody waits for one of its values.
+Values come from two sides: the newest run of each DAG brings its own (the store reads them where
+the run keeps them), and users store some. What a user stores wins over a run that was there before,
+and gives way to the values of a later one. The executor publishes the newest runs in ``Runs``; it
+tells the store of a run's begin and end only when somebody waits for one of its values.
 """
 
 from __future__ import annotations

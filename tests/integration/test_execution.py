@@ -43,13 +43,18 @@ def gate() -> Any:
 
 
 class Meter:
-    """Counts how many run at once; each stays until ``expected`` are there or 0.2 s have passed."""
+    """Counts how many run at once.
+
+    Each stays until ``expected`` are there (2 s at most), and then 10 ms longer, so that one too
+    many has the time to come and be seen.
+    """
 
     def __init__(self, expected: int = 1) -> None:
         self.lock = threading.Lock()
         self.now = self.most = 0
         self.expected = expected
         self.full = threading.Event()
+        self.too_many = threading.Event()
 
     def __call__(self, *_: Any) -> int:
         with self.lock:
@@ -57,7 +62,10 @@ class Meter:
             self.most = max(self.most, self.now)
             if self.now >= self.expected:
                 self.full.set()
-        self.full.wait(0.2)
+            if self.now > self.expected:
+                self.too_many.set()
+        self.full.wait(2)
+        self.too_many.wait(0.01)
         with self.lock:
             self.now -= 1
         return self.most
@@ -1099,7 +1107,7 @@ def test_max_concurrency_counts_coroutines(runtime: handoff.Runtime) -> None:
 
 def test_max_workers(make_runtime: Any) -> None:
     runtime = make_runtime(max_workers=2)
-    meter = Meter(3)
+    meter = Meter(2)
     runs = []
     for name in range(3):
         dag = handoff.new(name)
@@ -1290,7 +1298,7 @@ def test_an_allocator_that_misbehaves_fails_its_run(
 def test_an_allocator_that_over_commits_is_told_so(
     runtime: handoff.Runtime, claims_at_zero: Any
 ) -> None:
-    meter = Meter(3)
+    meter = Meter(1)
     dag = handoff.new()
     for i in range(6):
         dag.add_function(Function(i, (), meter, cost={"cpu": 1}))
@@ -1380,7 +1388,7 @@ class OwnTracker:
 def test_a_tracker_of_ones_own(make_runtime: Any) -> None:
     tracker = OwnTracker()
     runtime = make_runtime(resource_tracker=tracker, capabilities={"cpu": 8})
-    meter = Meter(2)
+    meter = Meter(1)
     dag = handoff.new()
     for i in range(4):
         dag.add_function(Function(i, (), meter, cost={"cpu": 1}))

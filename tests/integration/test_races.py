@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import handoff_actors as handoff
+from handoff_actors.events import EventBus, RuntimeFailed
 from handoff_actors.testing import InjectedCrash
 
 Make = Callable[..., handoff.Runtime]
@@ -282,3 +283,58 @@ def test_permits_and_claims_are_whole_after_many_ends(
 
     together([call(n) for n in range(4)], 60)
     eventually(lambda: busy(runtime) == (0, 0))
+
+
+# The face.
+
+
+def test_a_task_cancelled_while_its_run_is_admitted(
+    runtime: handoff.Runtime, eventually: Callable[..., None]
+) -> None:
+    """The run was on its way in when its task was cancelled: it is cancelled when it is there."""
+
+    def code() -> None:
+        while not handoff.current().cancelled():
+            time.sleep(0.001)
+
+    dag = dag_of(*(handoff.Function(i, (), code, cost={"cpu": 1}) for i in range(3)))
+
+    async def begin_and_think_again() -> None:
+        task = asyncio.ensure_future(handoff.aio.execute(dag))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    outer = dag_of(handoff.Function("f", (), lambda: asyncio.run(begin_and_think_again())))
+    runtime.execute(outer, timeout=10)
+    eventually(lambda: busy(runtime) == (0, 0))
+
+
+class Hooked:
+    """A lock; ``then`` is called once, as soon as it was given back."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self.lock = threading.Lock()
+        self.then: list[Callable[[], object]] = [then]
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        if self.then:
+            self.then.pop()()
+
+
+def test_a_subscriber_that_comes_as_the_last_one_goes() -> None:
+    """The last one to go ends the thread; whoever comes in that moment has one all the same."""
+    bus = EventBus()
+    heard = threading.Event()
+    last = bus.subscribe(lambda event: None)
+    bus._lock = Hooked(lambda: bus.subscribe(lambda event: heard.set()))  # type: ignore[assignment]
+    last.cancel()
+    bus.publish(RuntimeFailed(reason="none"))
+    assert heard.wait(1)
+    bus.close()

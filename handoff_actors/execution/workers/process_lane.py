@@ -268,7 +268,7 @@ class ProcessLane:
             self.timer = self.workers.timers.call_later(timeout, look)
 
     def _expired(self, token: int, timeout: float, latest: float) -> None:
-        """On the timer thread. The time runs from the call: before it, code may have to be loaded."""
+        """On the timer thread. The time runs from the call; before it, code may have to load."""
         worker, sent = self.worker, self.flying.get(token)
         if worker is None or sent is None:
             return

@@ -12,8 +12,8 @@ import contextlib
 import itertools
 import os
 import select
-import struct
 import socket
+import struct
 import subprocess
 import threading
 from collections import deque

@@ -78,7 +78,7 @@ class Processes:
     def _requested(
         self,
         worker: ProcessWorker,
-        token: int | None,
+        token: int,  # noqa: ARG002  one lane serves all attempts of a worker
         name: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
