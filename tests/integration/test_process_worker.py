@@ -489,7 +489,12 @@ def test_take_back(worker: ProcessWorker, tmp_path: Path, wait: Any) -> None:
 
 def test_take_back_too_late(worker: ProcessWorker) -> None:
     """Who took it cannot be known, so the process goes, and all it had counts as lost."""
-    worker.teach(1, call(lambda: os.kill(os.getpid(), signal.SIGSTOP)))
+
+    def code() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        threading.Event().wait(SOON)  # the other attempt must not begin before it is taken
+
+    worker.teach(1, call(code))
     worker.send("dag", [WorkItem(i, 1, "f", 1, ()) for i in (0, 1)])
     process = psutil.Process(worker.pid)
     while process.status() != psutil.STATUS_STOPPED:
