@@ -14,7 +14,7 @@ from time import perf_counter as clock
 from typing import Any
 
 from handoff_actors.execution.context import Context
-from handoff_actors.execution.failures import failure_error
+from handoff_actors.execution.failures import failure_error, stopped_error
 from handoff_actors.execution.invoke import invoke, invoke_async
 from handoff_actors.execution.run_data import FREED, RunData
 from handoff_actors.execution.run_state import Event, Raised, RunState, Start, Succeeded, keep_mask
@@ -64,6 +64,9 @@ def run_here(data: RunData, runtime: Any) -> None:
             return
         if step.finished:
             data.state = "succeeded"
+            return
+        if data.stopping:
+            data.state, data.error = "cancelled", stopped_error(data.dag_id)
             return
         for token in step.ready:
             heapq.heappush(ready, (token % n, token))

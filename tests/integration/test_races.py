@@ -285,7 +285,60 @@ def test_permits_and_claims_are_whole_after_many_ends(
     eventually(lambda: busy(runtime) == (0, 0))
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_bug_in_a_lane_costs_its_run_only(
+    make_runtime: Make, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    runtime = make_runtime(max_workers=1, isolation=isolation)
+    faults = [MemoryError("in the lane")]
+
+    def fail(*_: Any) -> None:
+        if faults:
+            raise faults.pop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{LANES[isolation]}", fail)
+        dag = dag_of(handoff.Function("a", (), int))
+        run = runtime.submit(dag)
+        if isolation == "process":
+            with pytest.raises(handoff.FunctionFailedError) as caught:
+                run.result(20)
+            assert isinstance(caught.value.__cause__, MemoryError)
+        else:
+            assert run.result(20).results["a"] == 0
+    assert runtime.execute(dag_of(handoff.Function("b", (), int))).results["b"] == 0
+    workers = runtime.status().workers
+    assert (workers["threads"]["busy"], workers["processes"]["busy"]) == (0, 0)
+
+
+LANES = {
+    "thread": "handoff_actors.execution.workers.thread.ThreadLane._account",
+    "process": "handoff_actors.execution.workers.process_worker.ProcessWorker.receive",
+}
+"""Of each lane something that it calls outside of the wall around the user's code."""
+
+
 # The face.
+
+
+def test_stop_ends_a_synchronous_run_after_the_function_in_progress(
+    runtime: handoff.Runtime, spawn: Callable[..., Any]
+) -> None:
+    begun, stopped, ran = threading.Event(), threading.Event(), []
+
+    def code() -> None:
+        ran.append(1)
+        begun.set()
+        stopped.wait(10)
+
+    dag = dag_of(*(handoff.Function(i, (), code) for i in range(5)))
+    execution = spawn(lambda: runtime.execute(dag, synchronous=True))
+    assert begun.wait(10)
+    runtime.stop()
+    stopped.set()
+    with pytest.raises(handoff.RunCancelledError):
+        execution.result(10)
+    assert len(ran) == 1
 
 
 def test_a_task_cancelled_while_its_run_is_admitted(

@@ -134,7 +134,7 @@ class ProcessLane:
             finally:
                 self.workers.processes.end(worker)
                 self.worker = None
-            pool.release(worker)
+                pool.release(worker)
             if lost is None:
                 return
             self._lost(lost.crash)

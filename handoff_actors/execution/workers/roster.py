@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.system import ActorSystem
 from handoff_actors.events import EventBus, Log, log
-from handoff_actors.execution.queues import Lane, Queue
+from handoff_actors.execution.crew import Lane
+from handoff_actors.execution.queues import Queue
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.run_state import find_links
 from handoff_actors.execution.workers.permits import Permits, Unlimited
