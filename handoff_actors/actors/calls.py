@@ -142,8 +142,7 @@ class Ref:
         try:
             self.mailbox.put(message, follow)
         except MailboxClosedError as closed:
-            if (undelivered := getattr(message, "undelivered", None)) is not None:
-                _walled(undelivered, closed.reason)
+            dropped(message, closed.reason)
 
     def call(self, request: Any, timeout: float | None = DEFAULT_TIMEOUT) -> Any:
         """Send ``request`` and wait for the answer.
@@ -216,9 +215,7 @@ class Ref:
             if isinstance(message, Call):
                 message.reply.fail(gone(self, reason))
                 continue
-            cast = message.message if isinstance(message, Redelivered) else message
-            if (undelivered := getattr(cast, "undelivered", None)) is not None:
-                _walled(undelivered, reason)
+            dropped(message.message if isinstance(message, Redelivered) else message, reason)
         with self._lock:
             watchers, self._final_watchers = self._final_watchers, None
         for callback in watchers or ():
@@ -227,6 +224,12 @@ class Ref:
     def __repr__(self) -> str:
         state = "gone" if self.gone else "alive" if self.alive else "down"
         return f"<Ref {self.label} {state}>"
+
+
+def dropped(cast: Any, reason: Reason) -> None:
+    """Nobody will handle this cast any more: tell it, if it wants to know."""
+    if (undelivered := getattr(cast, "undelivered", None)) is not None:
+        _walled(undelivered, reason)
 
 
 def _walled(callback: Callable[[Reason], object], reason: Reason) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pykka
 
-from handoff_actors.actors.calls import Call, Redelivered, Ref, Reply, current
+from handoff_actors.actors.calls import Call, Redelivered, Ref, Reply, current, dropped
 from handoff_actors.actors.links import Monitors
 from handoff_actors.actors.mailbox import IDLE, SIGNAL, Mailbox
 from handoff_actors.actors.reasons import Exit, Reason, is_abnormal, reason_text
@@ -223,7 +223,10 @@ class Incarnation(pykka.Actor):
                 )
                 crashed.__cause__ = error
                 message.reply.fail(crashed)
-        elif message is not None and not self._committed and not isinstance(message, Redelivered):
+        elif isinstance(message, Redelivered):
+            if not self._committed:
+                dropped(message.message, error)
+        elif message is not None and not self._committed:
             self._mailbox.put_back(Redelivered(message))
         self._stop_reason = error
 

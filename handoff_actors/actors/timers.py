@@ -30,6 +30,10 @@ class Timer:
         self.callback = None
 
 
+_FEW = 64
+"""Timers among which cancelled ones do no harm."""
+
+
 class Timers:
     """A heap of timers. Thread-safe."""
 
@@ -40,6 +44,7 @@ class Timers:
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._limit = _FEW
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call ``callback()`` on the timer thread ``seconds`` from now."""
@@ -47,6 +52,8 @@ class Timers:
         with self._changed:
             if self._closed:
                 return timer
+            if len(self._heap) >= self._limit:
+                self._drop_cancelled()
             heapq.heappush(self._heap, (timer.due, next(self._numbers), timer))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -58,6 +65,12 @@ class Timers:
     def send_after(self, seconds: float, ref: Ref, message: Any) -> Timer:
         """Cast ``message`` to ``ref`` ``seconds`` from now."""
         return self.call_later(seconds, lambda: ref.cast(message))
+
+    def _drop_cancelled(self) -> None:
+        """Forget timers that were cancelled long before they are due; the lock is held."""
+        self._heap = [entry for entry in self._heap if entry[2].callback is not None]
+        heapq.heapify(self._heap)
+        self._limit = max(_FEW, 2 * len(self._heap))
 
     def close(self, timeout: float = 1.0) -> None:
         """Forget all timers and end the thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from handoff_actors.actors.calls import Ref, Reply
 from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import DEFERRED, Actor, Crash
+from handoff_actors.actors.specs import ChildSpec
+from handoff_actors.actors.supervisor import Supervisor
 from handoff_actors.actors.system import ActorSystem
 from handoff_actors.errors import (
     ActorCrashedError,
@@ -217,6 +220,29 @@ def test_a_cast_can_learn_that_it_was_not_delivered(actor_system: ActorSystem) -
     ref.close(Exit.SHUTDOWN)
     assert told == [(1, Exit.SHUTDOWN), (2, Exit.SHUTDOWN)]
     assert gone == [Exit.SHUTDOWN]
+
+
+def test_a_cast_under_which_two_incarnations_died_learns_it(actor_system: ActorSystem) -> None:
+    told: Queue[Reason] = Queue()
+
+    class Letter:
+        def undelivered(self, reason: Reason) -> None:
+            told.put(reason)
+
+    class Fragile(Actor):
+        def handle(self, message: Any) -> Any:
+            if isinstance(message, Letter):
+                raise ZeroDivisionError
+            return message
+
+    supervisor = Supervisor([ChildSpec("x", Fragile, name="x")])
+    actor_system.start(supervisor)
+    ref = actor_system.names.whereis("x")
+    assert ref is not None
+    ref.cast(Letter())
+    assert isinstance(told.get(timeout=10), ZeroDivisionError)
+    assert ref.call("alive") == "alive"
+    assert told.empty()
 
 
 def test_watchers_of_the_end_are_all_told_once(actor_system: ActorSystem) -> None:

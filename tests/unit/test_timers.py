@@ -65,6 +65,15 @@ def test_close_forgets_all_and_ends_the_thread() -> None:
     assert fired == []
 
 
+def test_cancelled_timers_do_not_pile_up(actor_system: ActorSystem) -> None:
+    timers = actor_system.timers
+    kept = [timers.call_later(3600, lambda: None) for _ in range(10)]
+    for _ in range(1000):
+        timers.call_later(3600, lambda: None).cancel()
+    assert len(timers._heap) <= 2 * 64
+    assert {entry[2] for entry in timers._heap} >= set(kept)
+
+
 def test_send_after_is_a_cast(actor_system: ActorSystem) -> None:
     got = threading.Event()
 
