@@ -248,6 +248,8 @@ class DistributedExecutor(Actor):
             follow=True,
         )
         data.ref = ref
+        # From its admission on a run can be addressed, whenever its runner begins to read.
+        self.system.names.register(ref)
         ref.when_gone(lambda reason: self._runner_gone(data, ref, reason))
         if run.done():
             # It was cancelled before there was a runner to tell.
