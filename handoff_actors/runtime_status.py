@@ -1,0 +1,80 @@
+"""How a runtime is doing: its status, its events, its actors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from handoff_actors.actors.calls import Ref
+from handoff_actors.errors import ConfigurationError, describe
+from handoff_actors.events import Event, Subscription
+from handoff_actors.execution.workers.supervisor import Describe
+from handoff_actors.resources.capabilities import MICRO
+from handoff_actors.resources.tracker import Claims
+from handoff_actors.runtime_nodes import Nodes
+from handoff_actors.status import ActorStatus, ClaimStatus, RunStatus, RuntimeStatus
+
+
+class Status(Nodes):
+    """Part of ``Runtime``: how it is doing."""
+
+    def status(self) -> RuntimeStatus:
+        """A snapshot of the tree, restarts, nodes, claims, runs and workers."""
+        tracker = self._ref("resource_tracker")
+        entries = dict(self._runs.view)
+        runs = [
+            RunStatus(e.data.dag_id, e.data.state, e.data.finished, e.data.plan.n)
+            for e in entries.values()
+        ]
+        claims = [
+            ClaimStatus(
+                claim.node,
+                entries[claim.owner].data.dag_id if claim.owner in entries else claim.owner,
+                {name: amount / MICRO for name, amount in claim.amounts.items()},
+            )
+            for claim in tracker.call(Claims())
+        ]
+        workers = self._ref("worker_supervisor").call(Describe())
+        return RuntimeStatus(
+            self._tree(), dict(self._restarts), [self.node_info()], claims, runs, workers
+        )
+
+    def _tree(self) -> ActorStatus:
+        assert self._system is not None
+        runs = [
+            _actor(name, ref)
+            for name, ref in self._system.names.all().items()
+            if name.startswith("run:")
+        ]
+        children = [
+            _actor(name, ref, runs if name == "execution_supervisor" else ())
+            for name, ref in self._refs.items()
+        ]
+        return _actor("supervisor", self._root, children)
+
+    def subscribe(
+        self, callback: Callable[[Event], object], kinds: Iterable[type[Event]] | None = None
+    ) -> Subscription:
+        """Call ``callback(event)`` as things happen, on a thread of its own.
+
+        Args:
+            callback: what it raises is logged.
+            kinds: the classes of events it wants; None is all.
+        """
+        self._ref("resource_tracker")
+        if not callable(callback):
+            raise ConfigurationError(f"a subscriber is callable, not {describe(callback)}")
+        wanted = None if kinds is None else tuple(kinds)
+        for kind in wanted or ():
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise ConfigurationError(f"kinds are classes of events, not {describe(kind)}")
+        return self.events.subscribe(callback, wanted)
+
+    def whereis(self, name: str) -> Ref | None:
+        """The actor of that name, for fault injection."""
+        self._ref("resource_tracker")
+        assert self._system is not None
+        return self._system.names.whereis(name)
+
+
+def _actor(name: str, ref: Ref, children: Sequence[ActorStatus] = ()) -> ActorStatus:
+    return ActorStatus(name, "up" if ref.alive else "down", len(ref.mailbox), tuple(children))
