@@ -164,6 +164,15 @@ class DAG:
 
         return to_dot(self, states)
 
+    def to_svg(self, states: Mapping[Hashable, str] | None = None) -> str:
+        """The DAG as an SVG picture; ``states`` is as of ``to_mermaid``.
+
+        Needs no other program. Of a DAG of more than 500 functions the levels are drawn.
+        """
+        from handoff_actors.graph.drawing import to_svg
+
+        return to_svg(self, states)
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         from handoff_actors.graph.drawing import display
 

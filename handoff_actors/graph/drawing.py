@@ -86,6 +86,11 @@ def to_dot(dag: DAG, states: Mapping[Hashable, str] | None = None) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
+def to_svg(dag: DAG, states: Mapping[Hashable, str] | None = None) -> str:
+    """The DAG as an SVG picture; of a large DAG the levels are drawn."""
+    return _svg(_shown(dag, states)) + "\n"
+
+
 def to_html(dag: DAG) -> str:
     """The DAG as HTML with a drawing of its own; of a large DAG the levels are drawn."""
     picture = _shown(dag)
@@ -102,8 +107,8 @@ def display(dag: DAG) -> dict[str, str]:
     }
 
 
-def _shown(dag: DAG) -> _Picture:
-    picture = _picture(dag, {})
+def _shown(dag: DAG, states: Mapping[Hashable, str] | None = None) -> _Picture:
+    picture = _picture(dag, states or {})
     return picture if len(picture.boxes) <= MOST_DRAWN else _collapsed(picture)
 
 
