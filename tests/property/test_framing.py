@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handoff_actors.cluster.framing import FrameReader, Slots, payload_of, send_frame
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.execution.workers.exits import exit_reason
-from handoff_actors.execution.workers.framing import FrameReader, Slots, payload_of, send_frame
 
 sizes = st.one_of(st.integers(0, 40), st.integers(65_000, 66_000), st.just(200_000))
 frames = st.lists(st.tuples(st.integers(), sizes, st.lists(sizes, max_size=4)), max_size=6)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from handoff_actors.cluster.framing import payload_of
 from handoff_actors.cluster.payload import loads
 from handoff_actors.errors import HandoffError, describe
 from handoff_actors.execution.context import Context
-from handoff_actors.execution.workers.framing import payload_of
 from handoff_actors.graph.calls import Call
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
 
+from handoff_actors.cluster.framing import PLAIN, FrameReader, Slots, payload_of, send_frame
 from handoff_actors.cluster.main_types import settle_in_main
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.cluster.remote_errors import load_exception
@@ -32,19 +33,7 @@ from handoff_actors.errors import HandoffError, describe
 from handoff_actors.execution.context import place
 from handoff_actors.execution.invoke import invoke, invoke_async
 from handoff_actors.execution.workers.attempts import Batch, Function, Here
-from handoff_actors.execution.workers.framing import (
-    CANCEL,
-    HELLO,
-    PLAIN,
-    REPLY,
-    REQUEST,
-    TAKE,
-    TAKEN,
-    FrameReader,
-    Slots,
-    payload_of,
-    send_frame,
-)
+from handoff_actors.execution.workers.controls import CANCEL, HELLO, REPLY, REQUEST, TAKE, TAKEN
 from handoff_actors.execution.workers.outbox import PLAIN_VALUE, Outbox
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from collections import deque
 from time import perf_counter as clock
 from typing import Any
 
+from handoff_actors.cluster.framing import Slots, send_frame
 from handoff_actors.cluster.payload import Payload, dumps
 from handoff_actors.cluster.remote_errors import dump_exception
 from handoff_actors.errors import SerializationError, describe
 from handoff_actors.execution.workers.attempts import Batch
-from handoff_actors.execution.workers.framing import Slots, send_frame
 
 PLAIN_VALUE, PICKLED_VALUE, PICKLED_ERROR = range(3)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from handoff_actors.cluster.framing import PLAIN, Slots, payload_of
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.cluster.remote_errors import load_exception
 from handoff_actors.errors import SerializationError, describe
-from handoff_actors.execution.workers.framing import PLAIN, Slots, payload_of
 from handoff_actors.graph.calls import Call
 
 Values = Mapping[int, Any] | Sequence[Any]

@@ -21,22 +21,12 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
+from handoff_actors.cluster.framing import FrameReader, Slots, payload_of, send_frame
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.cluster.remote_errors import dump_exception
 from handoff_actors.errors import CrashedAttempt, SerializationError
+from handoff_actors.execution.workers.controls import CANCEL, HELLO, REPLY, REQUEST, TAKE, TAKEN
 from handoff_actors.execution.workers.exits import WorkerLost, exit_reason
-from handoff_actors.execution.workers.framing import (
-    CANCEL,
-    HELLO,
-    REPLY,
-    REQUEST,
-    TAKE,
-    TAKEN,
-    FrameReader,
-    Slots,
-    payload_of,
-    send_frame,
-)
 from handoff_actors.execution.workers.packing import (
     Outcome,
     Refused,

@@ -21,9 +21,6 @@ from handoff_actors.cluster.payload import Payload
 PLAIN = frozenset({int, float, bool, complex, str, type(None)})
 """Exact types that go into the head of a frame as they are: reading them cannot fail."""
 
-# Kinds of control messages: the first three are for the parent, the others for the child.
-HELLO, TAKEN, REQUEST, TAKE, CANCEL, REPLY = range(6)
-
 Slot = Any
 """Where a value is: its pickle itself, or (first buffer of the frame, number of its buffers)."""
 
