@@ -14,7 +14,7 @@ from handoff_actors.errors import (
     RunCancelledError,
     SerializationError,
 )
-from handoff_actors.execution.run_state import Crashed, Failure, TimedOut
+from handoff_actors.execution.run_state import Crashed, Failure, Lost, TimedOut
 
 if TYPE_CHECKING:
     from handoff_actors.execution.queues import Queue
@@ -31,10 +31,21 @@ def failure_error(data: RunData, failure: Failure) -> ExecutionError:
     id_ = data.plan.ids[failure.index]
     where = f"function {id_!r} of DAG {data.dag_id!r}"
     last = failure.last
-    if isinstance(last, Crashed):
-        lines = "; ".join(
-            f"attempt on node {c.node}, pid {c.pid}: {c.reason}" for c in failure.crashes
+    lines = "; ".join(f"attempt on node {c.node}, pid {c.pid}: {c.reason}" for c in failure.crashes)
+    if isinstance(last, Lost):
+        why = (
+            "max_crashes=0 forbids to run it again"
+            if not data.plan.functions[failure.index].max_crashes
+            else "which is more than is put down to chance"
         )
+        return FunctionCrashedError(
+            f"{where} was lost with its node, or what it had made was, and {why}: {lines}. The "
+            "other results stay readable",
+            dag_id=data.dag_id,
+            function_id=id_,
+            attempts=failure.crashes,
+        )
+    if isinstance(last, Crashed):
         allowed = data.plan.functions[failure.index].max_crashes
         return FunctionCrashedError(
             f"{where} lost its worker {len(failure.crashes)} times, and max_crashes={allowed} "

@@ -64,6 +64,18 @@ class Crashed:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """A node is gone, and with it these attempts and the only copies of these values.
+
+    Only a ``LossyState`` takes it; see there.
+    """
+
+    tokens: Sequence[int]
+    values: Sequence[int]
+    crash: CrashedAttempt
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawn:
     """These attempts never started, and will not."""
 
@@ -75,7 +87,7 @@ class Stopped:
     """Nobody wants the results any more."""
 
 
-Event = Start | Succeeded | Raised | TimedOut | Crashed | Withdrawn | Stopped
+Event = Start | Succeeded | Raised | TimedOut | Crashed | Lost | Withdrawn | Stopped
 
 
 @dataclass(slots=True)
@@ -83,7 +95,7 @@ class Failure:
     """Why the run failed: the last failure of ``index``, with its history."""
 
     index: int
-    last: Raised | TimedOut | Crashed
+    last: Raised | TimedOut | Crashed | Lost
     attempts: int
     crashes: tuple[CrashedAttempt, ...]
 
@@ -114,6 +126,7 @@ class History:
     attempts: int = 1
     retries: int = 0
     crashes: tuple[CrashedAttempt, ...] = ()
+    losses: tuple[CrashedAttempt, ...] = ()
 
 
 class RunState:
@@ -188,6 +201,8 @@ class RunState:
             step.ready.extend(t for t in event.tokens if self.is_present(t))
         elif isinstance(event, Stopped):
             self.stopped = True
+        elif isinstance(event, Lost):
+            self._lost(event, step)
         elif self.is_present(event.token):
             self._failed(event, step)
         return step
@@ -280,7 +295,7 @@ class RunState:
             retries += 1
         attempts = before.attempts
         # Also when there is no next attempt: what this one says later is not heard.
-        self.histories[i] = History(attempts + 1, retries, crashes)
+        self.histories[i] = History(attempts + 1, retries, crashes, before.losses)
         if not again:
             self.stopped = True
             step.failure = Failure(i, event, attempts, crashes)
@@ -290,6 +305,9 @@ class RunState:
             step.retries.append((delay, token))
         else:
             step.ready.append(token)
+
+    def _lost(self, event: Lost, step: Step) -> None:
+        raise NotImplementedError("only a LossyState goes on after a loss")
 
     def check(self) -> None:
         """Assert what must hold between any two events; for tests."""
