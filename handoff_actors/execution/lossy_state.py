@@ -191,7 +191,7 @@ class LossyState(RunState):
 
     def _again(self, values: Iterable[int], step: Step) -> None:
         """Have functions run again whose values are gone, and those whose values they need."""
-        plan, n, done = self.plan, self.plan.n, self.done
+        plan, done = self.plan, self.done
         again: dict[int, None] = {}
         stack = list(values)
         while stack:
@@ -232,5 +232,5 @@ class LossyState(RunState):
         step.failure = Failure(i, event, attempts, (*history.crashes, *history.losses))
 
     def outstanding(self) -> set[int]:
-        """As ``RunState.outstanding``, with those that are out while their inputs are made again."""
+        """As ``RunState.outstanding``, with those that are out while inputs are made again."""
         return super().outstanding() | {self.token(i) for i in self.out}
