@@ -12,7 +12,7 @@ from typing import Any, Final
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.children import LEGACY, Child, Legacy, close, halt
 from handoff_actors.actors.mailbox import MailboxClosedError
-from handoff_actors.actors.reasons import Exit, Reason
+from handoff_actors.actors.reasons import Exit, Reason, reason_text
 from handoff_actors.actors.specs import (
     ChildSpec,
     CountChildren,
@@ -44,6 +44,7 @@ def start_soon(
     *,
     on_error: Callable[[BaseException], object] | None = None,
     follow: bool = False,
+    insist: bool = False,
 ) -> Ref:
     """Have a dynamic supervisor start a child, and do not wait for it.
 
@@ -53,13 +54,14 @@ def start_soon(
         spec: the child.
         on_error: told why it did not start; called on the supervisor's thread, must not block.
         follow: as in ``Ref.cast``.
+        insist: as in ``StartChild``.
 
     Returns:
         The child's address. What is sent there waits until the child is up; if it cannot be
         started, the address is closed with the ``StartFailedError`` (or ``MaxChildrenError``).
     """
     ref = system.new_ref(spec.name, spec.label)
-    message = StartChild(spec, ref, on_error)
+    message = StartChild(spec, ref, on_error, insist)
     try:
         supervisor.mailbox.put(message, follow)
     except MailboxClosedError as closed:
@@ -146,6 +148,8 @@ class DynamicSupervisor(SupervisorBase):
         spec = message.spec
         if not isinstance(spec, ChildSpec):
             raise ConfigurationError(f"StartChild: spec must be a ChildSpec, not {describe(spec)}")
+        if message.ref is not None and message.ref in self._records:
+            return message.ref  # the incarnation before us died after it had started it
         if len(self._records) - (LEGACY in self._records) >= self._max_children:
             raise MaxChildrenError(
                 f"{self.ref.label} has {self._max_children} children already, its max_children",
@@ -153,9 +157,16 @@ class DynamicSupervisor(SupervisorBase):
                 max_children=self._max_children,
             )
         ref = message.ref or self.system.new_ref(spec.name, spec.label)
+        # If we die of this, the next incarnation goes on with the same child.
+        object.__setattr__(message, "ref", ref)
         try:
             started = self.launch(ref, Child(spec, ref))
         except StartFailedError as error:
+            if message.insist:
+                log.warning("start_failed", child=ref.label, reason=reason_text(error))
+                cause = error.__cause__ if error.__cause__ is not None else error
+                self._try_again(ref, Child(spec, ref, cause=cause), failed=True)
+                return ref
             close(self.system, ref, error)
             raise
         if started is not None:

@@ -229,11 +229,14 @@ class StartChild:
         spec: the child.
         ref: its address, if it was made before (dynamic supervisors only).
         on_error: told why it did not start; called on the supervisor's thread, must not block.
+        insist: a start that fails is a crash like any other: tried again within the child's own
+            ``max_restarts``; ``on_error`` is not told of it.
     """
 
     spec: ChildSpec
     ref: Ref | None = None
     on_error: Callable[[BaseException], object] | None = None
+    insist: bool = False
 
     def undelivered(self, reason: Reason) -> None:
         """The supervisor has gone: whoever waits at ``ref`` must learn it."""

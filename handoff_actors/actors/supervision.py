@@ -218,6 +218,10 @@ class SupervisorBase(Actor):
         """
         spec, ref = child.spec, child.ref
         own = self.ref
+        living = ref.incarnation
+        if living is not None:
+            # Our last incarnation died between its start and its record.
+            return self.keep(key, _begun(child, living))
         try:
             if ref.name is not None:
                 self.system.names.register(ref)
@@ -240,12 +244,7 @@ class SupervisorBase(Actor):
                 child_id=spec.id,
             ) from error
         try:
-            return self.keep(
-                key,
-                child._replace(
-                    state="running", incarnation=incarnation, since=time.monotonic(), ticket=0
-                ),
-            )
+            return self.keep(key, _begun(child, incarnation))
         except StaleIncarnationError:
             # We were abandoned meanwhile: what nobody has a record of must not live.
             incarnation.kill()
@@ -376,3 +375,9 @@ class SupervisorBase(Actor):
         except BaseException as error:  # a hook must not kill a supervisor
             log.error("supervisor_hook_raised", exc_info=error)
             return None
+
+
+def _begun(child: Child, incarnation: Incarnation) -> Child:
+    return child._replace(
+        state="running", incarnation=incarnation, since=time.monotonic(), ticket=0
+    )

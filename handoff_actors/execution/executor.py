@@ -246,6 +246,7 @@ class DistributedExecutor(Actor):
             spec,
             on_error=lambda error: desk.fail(data, error),
             follow=True,
+            insist=True,
         )
         data.ref = ref
         # From its admission on a run can be addressed, whenever its runner begins to read.

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from handoff_actors import Collocated, Function, events
 from handoff_actors.testing import crash
 
 OFFERED = {"cpu": 2.0, "memory": 100.0}
+LIVES = int(os.environ.get("HANDOFF_LIVES", "25"))
+"""Lives of thirty steps; 670 are the 20,000 steps that are run by hand."""
 
 
 class FaultError(Exception):
@@ -611,5 +614,5 @@ class Life(RuleBasedStateMachine):
 def test_a_life() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Life,
-        settings=settings(max_examples=25, stateful_step_count=30, **COMMON),  # type: ignore[arg-type]
+        settings=settings(max_examples=LIVES, stateful_step_count=30, **COMMON),  # type: ignore[arg-type]
     )
