@@ -56,6 +56,10 @@ class Reply:
         self._latch.release()
         return True
 
+    def lose(self) -> None:
+        """Let no answer arrive any more, whoever gives one: what fault tests do."""
+        self._open.clear()
+
     def wait(self, timeout: float | None) -> bool:
         """Wait up to ``timeout`` seconds; whether the answer is there."""
         if not self._latch.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):

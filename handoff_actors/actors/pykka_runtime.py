@@ -116,6 +116,8 @@ class Incarnation(pykka.Actor):
             self.on_start()
         finally:
             current.incarnation = previous
+            # What ``init`` committed is not the effect of the first message.
+            self._committed, self._recorded = False, None
 
     def open(self) -> None:
         """Start to read the mailbox, once ``initialise`` has succeeded.
@@ -174,7 +176,7 @@ class Incarnation(pykka.Actor):
                 self.stop_after(message.reason)
             elif kind is Crash:
                 self.message = None
-                raise message.error
+                message.act()
             elif kind is Redelivered:
                 self.behaviour.handle(message.message)
             else:

@@ -16,6 +16,7 @@ again, or after it, and the caller is answered from what the commit recorded.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,12 +45,20 @@ class IgnoreStart(Exception):  # noqa: N818  it is no error: OTP's ``ignore``
 
 
 class Crash:
-    """A message whose handling raises ``error``; how fault tests kill an actor."""
+    """A message whose handling takes ``seconds`` and raises ``error``: how fault tests reach in."""
 
-    __slots__ = ("error",)
+    __slots__ = ("error", "seconds")
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException | None, seconds: float = 0.0) -> None:
         self.error = error
+        self.seconds = seconds
+
+    def act(self) -> None:
+        """Do it, on the actor's thread."""
+        if self.seconds:
+            time.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
 
 
 class Actor:

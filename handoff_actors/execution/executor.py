@@ -118,9 +118,9 @@ class Desk:
             events.publish(RunFinished(dag_id=data.dag_id, state=data.state, error=error))
         if data.watched and self.store is not None:
             self.store.cast(Ended(data), follow=True)
-        listeners, data.listeners = data.listeners, []
-        for listener in listeners:
+        for listener in data.listeners:
             listener.put(None)
+        data.listeners = []
         if run is not None:
             self.answer(data, run)
         if self.executor is not None:
@@ -181,9 +181,11 @@ class DistributedExecutor(Actor):
                 self.retained[key] = None
             elif entry.run.done() and entry.data.over:
                 self.ref.cast(Finished(key))
-            elif entry.data.ref is None and not entry.here:
-                # The one before died between admitting it and starting its runner.
-                self._begin(entry.data, entry.run)
+            else:
+                # The one before may have died between admitting it and telling of it.
+                self._tell_store(entry.data)
+                if entry.data.ref is None and not entry.here:
+                    self._begin(entry.data, entry.run)
 
     def handle(self, message: Any) -> Any:
         """See the messages."""
@@ -220,12 +222,16 @@ class DistributedExecutor(Actor):
         self.commit({data.key: Entry(data, run, message.here)})
         self.newest[data.dag_id] = data
         desk = self.desk
-        if data.dag_id in desk.runs.awaited and desk.store is not None:
-            desk.store.cast(Begin(data))
+        self._tell_store(data)
         if desk.workers.events.active:
             desk.workers.events.publish(RunStarted(dag_id=data.dag_id, functions=data.plan.n))
         if not message.here:
             self._begin(data, run)
+
+    def _tell_store(self, data: RunData) -> None:
+        """If somebody waits for a value of this DAG, it is this run's."""
+        if data.dag_id in self.desk.runs.awaited and self.desk.store is not None:
+            self.desk.store.cast(Begin(data))
 
     def _begin(self, data: RunData, run: Run) -> None:
         """Start the run's runner."""

@@ -48,6 +48,7 @@ class Queue(Crew):
 
     Attributes:
         claims: granted, and not yet a lane's.
+        newest: the id of the last claim granted; ids only grow.
         wanted: how many claims the tracker was asked for, those held included.
     """
 
@@ -59,6 +60,7 @@ class Queue(Crew):
         "make_lane",
         "mean",
         "needs_claim",
+        "newest",
         "number",
         "seen",
         "tick",
@@ -81,6 +83,7 @@ class Queue(Crew):
         self.make_lane = lane
         self.claims: deque[Claim] = deque()
         self.wanted = 0
+        self.newest = 0
         self.needs_claim = bool(kind.cost) and not data.options.ignore_costs
         self.mean = 0.0
         self.ended = 0
@@ -139,8 +142,11 @@ class Queue(Crew):
             self.workers.want(self, count)
 
     def granted(self, claim: Claim) -> None:
-        """The tracker gave a claim."""
+        """The tracker gave a claim; one that crashed may have told of it twice."""
+        if claim.id <= self.newest or claim in self.claims:
+            return
         self.claims.append(claim)
+        self.newest = claim.id
         if not self.ready or self.data.stopping or not self.has_room():
             self._return_claims()
         elif self.permits.take(self):

@@ -171,9 +171,11 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             for i in sorted(finished, key=data.ends.__getitem__):
                 queue.put(i)
             queue.put(None)
+        seen: set[int] = set()
         while (index := self._next(queue, timeout)) is not None:
             value = data.values[index]
-            if value is not FREED:
+            if value is not FREED and index not in seen:
+                seen.add(index)  # a runner that crashed may have told of some twice
                 yield data.plan.ids[index], value
         self.result(timeout)
 

@@ -74,7 +74,7 @@ class RunData:
         done: ``(token, value)`` of attempts that returned, not yet committed.
         reports: other events for the run state, not yet handled.
         histories: of functions that have failed, as committed.
-        dispatched: per function whether its present attempt was handed to a queue. Queues and
+        dispatched: per function the number of the last attempt handed to a queue. Queues and
             workers outlive the runner and lose nothing, so this tells what a dead runner owed.
         links: see ``run_state.find_links``.
         stopping: nobody wants results any more; workers leave.
@@ -146,7 +146,7 @@ class RunData:
         self.done: deque[tuple[int, Any]] = deque()
         self.reports: deque[Any] = deque()
         self.histories: dict[int, History] = {}
-        self.dispatched = bytearray(plan.n)
+        self.dispatched = array("I", bytes(4 * plan.n))
         self.retrying: set[int] = set()
         self.links: list[int] | None = None
         self.queues: list[Queue] = []

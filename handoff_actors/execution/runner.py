@@ -108,10 +108,10 @@ class Runner(Actor):
         self.single = self.queues[0] if len(self.queues) == 1 else None
         self.placement = Placement(data, self.workers) if options.allocator is not None else None
         self.placing = False
+        self.recovering = False
         data.ref = self.ref
         if data.state != "running":
-            self.on_end(data)
-            self.stop(Exit.NORMAL)
+            self._leave()
         elif fresh:
             self._carry_out(self.state.handle(Start()))
         else:
@@ -119,19 +119,26 @@ class Runner(Actor):
 
     def _go_on(self) -> None:
         data, state, n = self.data, self.state, self.data.plan.n
+        # First see what has come, and only then hand out what is owed, so that it is counted once.
+        self.recovering = True
+        self.signalled()
+        self.recovering = False
+        if data.state != "running":
+            return
         linked = set() if data.links is None else {data.links[i] for i in range(n) if state.done[i]}
+        held = {token for queue in self.queues for token in list(queue.ready)}
+        held.update(t for q in self.queues for lane in [*q.lanes, *q.apart] for t in lane.tokens())
         owed = [
             token
             for token in state.outstanding()
-            if not data.dispatched[token % n]
+            if data.dispatched[token % n] != token // n + 1
             and token not in data.retrying
+            and token not in held
             and not (token < n and token in linked)
         ]
-        step = Step(ready=owed, finished=not state.remaining)
-        self._carry_out(step)
+        self._carry_out(Step(ready=owed, finished=not state.remaining))
         for queue in self.queues:
             queue.adjust()
-        self.signalled()
 
     def handle(self, message: Any) -> Any:
         """Everything that comes by message; outcomes come by signal."""
@@ -140,9 +147,10 @@ class Runner(Actor):
         if isinstance(message, Granted):
             self.queues[_number(message.tag)].granted(message.claim)
         elif isinstance(message, RetryDue):
-            data.retrying.discard(message.token)
-            if not self.state.stopped and self.state.is_present(message.token):
-                self._carry_out(Step(ready=[message.token]))
+            if message.token in data.retrying:  # else an incarnation after a crash has run it
+                data.retrying.discard(message.token)
+                if not self.state.stopped and self.state.is_present(message.token):
+                    self._carry_out(Step(ready=[message.token]))
         elif isinstance(message, Cancel):
             if data.state == "running":
                 self._stop(message.error)
@@ -194,11 +202,11 @@ class Runner(Actor):
         for token, value in batch:
             if values[token % n] is MISSING:
                 values[token % n] = value
-        for _ in tokens:
-            done.popleft()
         data.finished = n - self.state.remaining
         if data.watched or data.listeners or self.workers.events.active:
             self._tell(tokens)
+        for _ in tokens:
+            done.popleft()
         self._carry_out(step)
 
     def _report(self) -> None:
@@ -206,13 +214,18 @@ class Runner(Actor):
         event = reports[0]
         step = self.state.handle(event)
         data = self.data
-        data.histories = dict(self.state.histories)
-        # Owed from here on: a runner that dies before it has handed them out is not the last word.
-        for token in (*step.ready, *(token for _, token in step.retries)):
-            data.dispatched[token % data.plan.n] = 0
-        reports.popleft()
         if isinstance(event, (Raised, TimedOut, Crashed)):
             self._publish_failure(event, step)
+        if step.failure is not None:
+            # The report stays until the run has its error: a runner that dies here fails it again.
+            self._carry_out(step)
+            reports.popleft()
+            return
+        # Owed from here on: a runner that dies before it has handed them out is not the last word.
+        for token in step.ready:
+            data.dispatched[token % data.plan.n] = 0
+        data.histories = dict(self.state.histories)
+        reports.popleft()
         self._carry_out(step)
 
     def _carry_out(self, step: Step) -> None:
@@ -224,9 +237,8 @@ class Runner(Actor):
             self._stop(failure_error(data, step.failure))
             return
         for delay, token in step.retries:
-            data.retrying.add(token)
-            data.dispatched[token % data.plan.n] = 1
             self.workers.timers.send_after(delay, self.ref, RetryDue(token))
+            data.retrying.add(token)
         if step.ready:
             self._dispatch(step.ready)
         if step.finished and data.state == "running":
@@ -235,20 +247,22 @@ class Runner(Actor):
     def _dispatch(self, ready: list[int]) -> None:
         data = self.data
         n = data.plan.n
-        dispatched = data.dispatched
+        if self.recovering:
+            for token in ready:
+                data.dispatched[token % n] = 0
+            return
         if self.placement is not None:
             try:
                 ready = self.placement.place(ready)
             except AllocationError as error:
                 self._stop(error)
                 return
-        for token in ready:
-            dispatched[token % n] = 1
         if self.placement is not None and self.placement.waiting and not self.placing:
             self.placing = True
             self.workers.timers.send_after(_PLACE_AGAIN, self.ref, PlaceAgain())
         if self.single is not None:
             self.single.ready.extend(ready)
+            self._handed_out(ready)
             self.single.adjust()
             return
         class_of = data.plan.class_of
@@ -257,8 +271,19 @@ class Runner(Actor):
             number = class_of[token % n]
             self.queues[number].ready.append(token)
             touched.add(number)
+        self._handed_out(ready)
         for number in touched:
             self.queues[number].adjust()
+
+    def _handed_out(self, tokens: list[int]) -> None:
+        """They are the queues' now; after, not before: what is done twice is better than never."""
+        n, dispatched = self.data.plan.n, self.data.dispatched
+        if self.state.histories:
+            for token in tokens:
+                dispatched[token % n] = token // n + 1
+        else:
+            for token in tokens:
+                dispatched[token] = 1
 
     def _stop(self, error: BaseException) -> None:
         """The run fails, or is cancelled: siblings are cancelled, nothing new starts."""
@@ -272,8 +297,13 @@ class Runner(Actor):
         if run is not None and run.cancelled():
             # Its caller has been told, in the instant before we knew how it ended.
             state, error = "cancelled", run.exception(0)
-        data.state = state
         data.error = error
+        data.state = state  # from here on this is the outcome, whoever tells of it
+        self._leave()
+
+    def _leave(self) -> None:
+        """The run has its outcome: let go of its workers, then tell."""
+        data = self.data
         data.stopping = True
         for queue in self.queues:
             queue.stop()
@@ -311,7 +341,8 @@ class Runner(Actor):
         for i in sorted(finished, key=data.ends.__getitem__):
             queue.put(i)
         if data.state == "running":
-            data.listeners.append(queue)
+            if queue not in data.listeners:
+                data.listeners.append(queue)
         else:
             queue.put(None)
 

@@ -13,6 +13,7 @@ A tracker of the user's own takes the ledger's place: see ``own_tracker``.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
@@ -153,8 +154,9 @@ class ResourceTracker(Actor):
     answered with ``Resumed`` to the owner.
 
     Args:
-        table: keeps ``"snapshot"``, ``("log", number)``, ``("ref", owner)``, ``("reply", claim)``
-            and ``"own"``.
+        table: keeps ``"snapshot"``, ``("log", number)``, ``("ref", owner)``, ``("reply", claim)``,
+            ``"own"`` and ``"untold"``, the outbox: what the last commit decided and who has not
+            heard it yet.
         contention: what it publishes.
         tracker: the user's own; None is the built-in ledger.
     """
@@ -187,6 +189,7 @@ class ResourceTracker(Actor):
         self._polling = False
         self._contention.waits_besides = self.ledger.waits_besides
         if not first:
+            self._tell_all(view.get("untold", deque()))
             self.ref.cast(Poll())
 
     def handle(self, message: Any) -> Any:
@@ -272,13 +275,16 @@ class ResourceTracker(Actor):
             deletions.append(("reply", claim_id))
         if self._own is None:
             self._record(self.ledger, entry, changes, deletions)
-        refs = [changes.get(key) or self.view.get(key) for key in _keys(effects)]
+        untold: deque[tuple[Ref | Reply | None, Effect | Refused | None]] | None = None
+        if effects or answered:
+            untold = changes["untold"] = deque((reply, None) for reply in answered.values())
+            for effect in effects:
+                if type(effect) is not Resumed or effect.claim_id not in answered:
+                    key = ("ref", effect.owner)
+                    untold.append((changes.get(key) or self.view.get(key), effect))
         self.commit(changes, deletions, answer)
-        for reply in answered.values():
-            reply.set(None)
-        for effect, ref in zip(effects, refs, strict=True):
-            if type(effect) is not Resumed or effect.claim_id not in answered:
-                self._tell(ref, effect)
+        if untold:
+            self._tell_all(untold)
         if self._own is not None and self._own.waits and not self._polling:
             self._polling = True
             self.system.timers.send_after(POLL, self.ref, Poll())
@@ -301,6 +307,17 @@ class ResourceTracker(Actor):
         over = [i for i in self._replies if self.ledger.claim(i) is None]
         over += [e.claim_id for e in effects if type(e) is Resumed and e.claim_id in self._replies]
         return {claim_id: self._replies.pop(claim_id) for claim_id in over}
+
+    def _tell_all(self, untold: deque[tuple[Ref | Reply | None, Effect | Refused | None]]) -> None:
+        """Each leaves the outbox once it is told: the next incarnation goes on with the rest."""
+        while untold:
+            to, effect = untold[0]
+            if effect is not None:
+                assert not isinstance(to, Reply)
+                self._tell(to, effect)
+            elif isinstance(to, Reply):
+                to.set(None)
+            untold.popleft()
 
     def _tell(self, ref: Ref | None, effect: Effect | Refused) -> None:
         if type(effect) is Granted:
@@ -362,7 +379,3 @@ class ResourceTracker(Actor):
         Poll: _poll,
         _Ended: _ended,
     }
-
-
-def _keys(effects: list[Effect | Refused]) -> list[tuple[str, Hashable]]:
-    return [("ref", effect.owner) for effect in effects]

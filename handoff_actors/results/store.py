@@ -240,6 +240,8 @@ class ResultStore(Actor):
         for dag_id, id_ in [key for key in self.waiters if key[0] == run.dag_id]:
             run.watch(id_)
             self._settle(dag_id, id_)
+        if run.over:
+            self._ended(run)
 
     def _await(self, message: Await) -> Any:
         dag_id, id_ = message.dag_id, message.id
@@ -284,11 +286,11 @@ class ResultStore(Actor):
             return
         state, value = self._find(dag_id, id_)
         if state == "there":
-            replies = [self.view[key].reply for key in keys]
+            # First answer, then forget: whoever is answered twice hears it once.
+            for key in keys:
+                self.view[key].reply.set(value)
             self.commit(deletions=keys)
             del self.waiters[dag_id, id_]
-            for reply in replies:
-                reply.set(value)
             self._no_longer_awaited(dag_id)
 
     def _ended(self, run: RunValues) -> None:
@@ -296,11 +298,11 @@ class ResultStore(Actor):
             return
         for dag_id, id_ in [key for key in self.waiters if key[0] == run.dag_id]:
             self._settle(dag_id, id_)
-            keys = self.waiters.pop((dag_id, id_), [])
-            replies = [self.view[key].reply for key in keys]
+            keys = self.waiters.get((dag_id, id_), [])
+            for key in keys:
+                self.view[key].reply.fail(self._never(dag_id, id_))
             self.commit(deletions=keys)
-            for reply in replies:
-                reply.fail(self._never(dag_id, id_))
+            self.waiters.pop((dag_id, id_), None)
         self._no_longer_awaited(run.dag_id)
 
     def _give_up(self, reply: Reply) -> None:

@@ -20,6 +20,7 @@ import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import handoff_actors as handoff
@@ -38,8 +39,6 @@ MODULES = {
     "dynamic": "handoff_actors.actors.dynamic_supervisor",
     "run_state": "handoff_actors.execution.run_state",
     "ledger": "handoff_actors.resources.ledger",
-    "queues": "handoff_actors.execution.queues",
-    "crew": "handoff_actors.execution.crew",
 }
 PATIENCE = 8.0
 
@@ -47,13 +46,16 @@ PATIENCE = 8.0
 def lines_of(module: types.ModuleType) -> list[int]:
     """The lines of all functions of a module that can be executed."""
     found: set[int] = set()
-    todo: list[Any] = [compile(open(module.__file__ or "").read(), module.__file__ or "", "exec")]
+    file = Path(module.__file__ or "")
+    todo: list[Any] = [compile(file.read_text(), str(file), "exec")]
     top = todo[0]
     while todo:
         code = todo.pop()
         todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
         if code is not top and code.co_flags & 2:  # a function's own: not a class body
-            found.update(line for *_, line in code.co_lines() if line and line > code.co_firstlineno)
+            found.update(
+                line for *_, line in code.co_lines() if line and line > code.co_firstlineno
+            )
     return sorted(found)
 
 
@@ -180,7 +182,7 @@ def scenario(runtime: handoff.Runtime) -> Iterator[str]:
         yield f"{type(error).__name__}: {error}"
         return
     for key, count in counts.items():
-        name, i = key
+        name = key[0]
         times = {"d": 2, "f": 1, "e": 1}.get(name, 1)
         most = {("d", 2): 4, ("d", 4): 6, ("f", 3): 3}.get(key, times)
         if count > most:
@@ -216,7 +218,9 @@ def attack(module: types.ModuleType, line: int, hit: int) -> tuple[str, list[str
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
     end = time.monotonic() + PATIENCE
-    while left := [t for t in threading.enumerate() if t not in threads and t.name[:7] == "handoff"]:
+    while left := [
+        t for t in threading.enumerate() if t not in threads and t.name[:7] == "handoff"
+    ]:
         if time.monotonic() > end:
             problems.append(f"threads: {left}")
             break
@@ -241,7 +245,9 @@ def main() -> int:
                 fired_here += bool(fired)
                 if problems:
                     bad += 1
-                    print(f"{name}:{line} hit {hit} ({fired}):", *problems, sep="\n    ", flush=True)
+                    print(
+                        f"{name}:{line} hit {hit} ({fired}):", *problems, sep="\n    ", flush=True
+                    )
                 if not fired:
                     break
         fired_in_all += fired_here

@@ -131,6 +131,11 @@ class ProcessPool:
         if dead:
             worker.close(0.0)
 
+    def ready(self) -> set[int]:
+        """The process ids of workers that are up."""
+        with self._changed:
+            return {pid for pid, worker in self._all.items() if worker.ready and worker.alive}
+
     def describe(self) -> dict[str, Any]:
         """Counts and process ids for ``status()``."""
         with self._changed:

@@ -185,6 +185,19 @@ class Processes:
             return (*args, *call.extra_args)
         return {d: values[d] for d in plan.deps[i]}
 
+    def victims(self) -> list[tuple[int, Hashable, tuple[Hashable, ...]]]:
+        """Processes that are ready, those at work first: pid, and the run and functions it has."""
+        pool = self._pool
+        ready = set() if pool is None else pool.ready()
+        busy = []
+        for pid, lane in list(self.lanes.items()):
+            data = lane.queue.data
+            ids = tuple(data.plan.ids[token % data.plan.n] for token in lane.tokens())
+            if pid in ready and ids:
+                busy.append((pid, data.dag_id, ids))
+        idle = ready.difference(pid for pid, *_ in busy)
+        return busy + [(pid, None, ()) for pid in sorted(idle)]
+
     def describe(self) -> dict[str, Any]:
         """Counts for ``status()``."""
         pool = self._pool
