@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors._version import __version__
+from handoff_actors.dask_graph import dask_get
 from handoff_actors.default import (
     clear,
     connect,
@@ -90,6 +91,7 @@ from handoff_actors.errors import (
 )
 from handoff_actors.execution.context import Context, current
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, Timing
+from handoff_actors.futures import Executor
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.function import Argument, Collocated, Function
 from handoff_actors.resources.allocator import (
@@ -128,6 +130,7 @@ __all__ = [
     "ExecutionError",
     "ExecutionResult",
     "ExecutionTimeoutError",
+    "Executor",
     "FirstAvailable",
     "Function",
     "FunctionCrashedError",
@@ -167,6 +170,7 @@ __all__ = [
     "clear",
     "connect",
     "current",
+    "dask_get",
     "disconnect",
     "discover_nodes",
     "events",

@@ -44,6 +44,12 @@ def _runtime() -> Any:
     return runtime
 
 
+def running() -> Runtime | None:
+    """The default runtime, if it is running."""
+    runtime = _default
+    return runtime if runtime is not None and runtime.running else None
+
+
 def start(**options: Unpack[StartOptions]) -> Runtime:
     """Start the default runtime; see ``Runtime`` for the options.
 

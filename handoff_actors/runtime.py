@@ -119,6 +119,10 @@ class Runtime(Values, Status):
         """
         return self._submit(dag, **_complete(options), local=False, wait=True)
 
+    def submit_soon(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
+        """As ``submit``, without waiting for the run's admission: its errors come by the run."""
+        return self._submit(dag, **_complete(options), local=False, wait=False)
+
     def _submit(
         self, dag: DAG, *, synchronous: bool, progress: Any, wait: bool, **options: Any
     ) -> Run:

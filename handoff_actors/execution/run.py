@@ -51,7 +51,7 @@ class Timing:
     duration: float
 
 
-def _while_lent(wait: Callable[[], _T]) -> _T:
+def while_lent(wait: Callable[[], _T]) -> _T:
     """Wait; inside a function, what it holds is lent to others meanwhile."""
     here = place.get()
     if here is None:
@@ -97,13 +97,13 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         """
         if self.done():
             return super().result(0)
-        return _while_lent(lambda: super(Run, self).result(timeout))
+        return while_lent(lambda: super(Run, self).result(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As ``result``, with the error returned."""
         if self.done():
             return super().exception(0)
-        return _while_lent(lambda: super(Run, self).exception(timeout))
+        return while_lent(lambda: super(Run, self).exception(timeout))
 
     def cancel(self) -> bool:
         """Cancel the run, also while it runs.
@@ -182,7 +182,7 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
     @staticmethod
     def _next(queue: SimpleQueue[int | None], timeout: float | None) -> int | None:
         try:
-            return _while_lent(lambda: queue.get(timeout=timeout))
+            return while_lent(lambda: queue.get(timeout=timeout))
         except Empty:
             raise TimeoutError(f"no function finished within {timeout} s") from None
 
