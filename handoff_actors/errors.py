@@ -24,6 +24,7 @@
     ├─ ResultTimeoutError (TimeoutError)
     ├─ NodeError
     │  ├─ NodeDownError, NodeUnreachableError, AuthenticationError, IncompatibleNodeError
+    │  └─ NameTakenError (ConfigurationError)
     ├─ ActorError
     │  ├─ ActorCrashedError            the actor died while it handled the message
     │  └─ ActorTimeoutError            no answer within the deadline
@@ -230,6 +231,10 @@ class AuthenticationError(NodeError):
 
 class IncompatibleNodeError(NodeError):
     """The two sides speak different versions."""
+
+
+class NameTakenError(NodeError, ConfigurationError):
+    """Another node of the cluster has this one's name."""
 
 
 class ActorError(HandoffError):

@@ -11,10 +11,9 @@ given, and that a reader on a socket that does not block keeps its place between
 from __future__ import annotations
 
 import pickle
-import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from handoff_actors.cluster.payload import Payload
 
@@ -26,6 +25,7 @@ Slot = Any
 
 _HEADER = struct.Struct("<QI")  # bytes of the head, number of buffers
 _SMALL = 1 << 16
+_LARGEST = 1 << 62  # bytes of a frame from a process of our own
 _MOST_PARTS = 512  # that one system call takes; the system's limit is 1024
 _INLINE = 1 << 13  # a pickle up to this size lies in the head
 
@@ -72,8 +72,54 @@ def payload_of(slot: Slot, buffers: Sequence[Any]) -> Payload:
     return Payload(buffers[first], buffers[first + 1 : first + 1 + count])
 
 
+def frame(message: Any, buffers: Sequence[Any] = ()) -> list[Any]:
+    """The parts of a frame, to be sent in order.
+
+    Args:
+        message: plain things, the head.
+        buffers: what follows it.
+    """
+    head = _encode(message, 5)
+    if not buffers and len(head) <= _SMALL:
+        return [_HEADER.pack(len(head), 0) + head]
+    views = [_flat(buffer) for buffer in buffers]
+    lengths = struct.pack(f"<{len(views)}Q", *map(len, views))
+    parts: list[Any] = [_HEADER.pack(len(head), len(views)) + lengths, head]
+    parts += [view for view in views if len(view)]
+    return parts
+
+
+class Sends(Protocol):
+    """What parts are sent to: a socket, or something like it."""
+
+    def sendmsg(self, parts: Any, /) -> int:
+        """Send something of the parts; how many bytes."""
+
+
+def push(sock: Sends, parts: list[Any]) -> bool:
+    """Send what of ``parts`` the socket takes, and remove it; whether that is all.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    first = 0
+    try:
+        while first < len(parts):
+            sent = sock.sendmsg(parts[first : first + _MOST_PARTS])
+            while first < len(parts) and sent >= len(parts[first]):
+                sent -= len(parts[first])
+                first += 1
+            if sent:
+                parts[first] = memoryview(parts[first])[sent:]
+    except BlockingIOError:
+        del parts[:first]
+        return False
+    parts.clear()
+    return True
+
+
 def send_frame(
-    sock: socket.socket,
+    sock: Sends,
     message: Any,
     buffers: Sequence[Any] = (),
     blocked: Callable[[], None] | None = None,
@@ -89,28 +135,11 @@ def send_frame(
     Raises:
         OSError: the other side is gone.
     """
-    head = _encode(message, 5)
-    if not buffers and len(head) <= _SMALL:
-        parts: list[Any] = [_HEADER.pack(len(head), 0) + head]
-    else:
-        views = [_flat(buffer) for buffer in buffers]
-        lengths = struct.pack(f"<{len(views)}Q", *map(len, views))
-        parts = [_HEADER.pack(len(head), len(views)) + lengths, head]
-        parts += [view for view in views if len(view)]
-    first = 0
-    while first < len(parts):
-        try:
-            sent = sock.sendmsg(parts[first : first + _MOST_PARTS])
-        except BlockingIOError:
-            if blocked is None:
-                raise
-            blocked()
-            continue
-        while first < len(parts) and sent >= len(parts[first]):
-            sent -= len(parts[first])
-            first += 1
-        if sent:
-            parts[first] = memoryview(parts[first])[sent:]
+    parts = frame(message, buffers)
+    while not push(sock, parts):
+        if blocked is None:
+            raise BlockingIOError
+        blocked()
 
 
 def _flat(buffer: Any) -> memoryview:
@@ -118,17 +147,29 @@ def _flat(buffer: Any) -> memoryview:
     return buffer.raw() if isinstance(buffer, pickle.PickleBuffer) else memoryview(buffer).cast("B")
 
 
+class Receives(Protocol):
+    """What frames are read from: a socket, or something like it."""
+
+    def recv_into(self, view: memoryview, /) -> int:
+        """Read something; 0 at the end."""
+
+    def recvmsg_into(self, views: Sequence[memoryview], /) -> tuple[int, Any, Any, Any]:
+        """Read something into several places."""
+
+
 class FrameReader:
     """Reads frames from a stream socket, which may block or not.
 
     Args:
         sock: where from; nobody else reads it.
+        limit: bytes that a frame may have.
     """
 
-    __slots__ = ("_buffer", "_end", "_parts", "_sock", "_start", "_targets", "_view")
+    __slots__ = ("_buffer", "_end", "_limit", "_parts", "_sock", "_start", "_targets", "_view")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Receives, limit: int = _LARGEST) -> None:
         self._sock = sock
+        self._limit = limit
         self._buffer = bytearray(_SMALL)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
@@ -173,10 +214,14 @@ class FrameReader:
         if not count and there >= body + head_size:
             self._start = start + body + head_size
             return _decode(self._view[start + body : self._start]), []
+        if body > self._limit:
+            raise ConnectionError(f"a frame of {count} buffers")
         if there < body:
             self._make_room(body)
             return None
         sizes = struct.unpack_from(f"<{count}Q", self._buffer, start + _HEADER.size)
+        if head_size + sum(sizes) > self._limit:
+            raise ConnectionError(f"a frame of {head_size + sum(sizes)} bytes")
         start += body
         self._targets = [bytearray(size) for size in (head_size, *sizes)]
         self._parts = [memoryview(target) for target in reversed(self._targets) if target]
