@@ -213,6 +213,17 @@ def disconnect(node: str) -> None:
     _runtime().disconnect(node)
 
 
+def start_nodes(
+    n: int,
+    *,
+    capabilities: Mapping[str, float] | None = None,
+    names: Iterable[str] | None = None,
+) -> list[str]:
+    """Start node processes on this machine; see ``Runtime.start_nodes``."""
+    found: list[str] = _runtime().start_nodes(n, capabilities=capabilities, names=names)
+    return found
+
+
 def node_info(name: str | None = None) -> NodeInfo:
     """What is known of a node; None is this one."""
     info: NodeInfo = _runtime().node_info(name)

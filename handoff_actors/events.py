@@ -183,6 +183,37 @@ class NodeRegistered(Event):
     capabilities: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeUp(Event):
+    """Another node has joined, or returned; ``address`` is None when nobody can connect to it."""
+
+    node: str
+    address: str | None
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSuspect(Event):
+    """Another node has been silent for long: it gets no new work."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeBack(Event):
+    """A node that was suspect has been heard again."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDown(Event):
+    """Another node is gone; ``reason`` in words."""
+
+    node: str
+    reason: str
+
+
 class Subscription:
     """One subscriber; ``cancel()`` ends it. A context manager too."""
 

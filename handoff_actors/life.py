@@ -112,8 +112,14 @@ class Life(abc.ABC):
         self.events = EventBus()
 
     def _authkey(self) -> str:
-        key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or os.urandom(32).hex()
-        return key.hex() if isinstance(key, bytes) else key
+        """The key as hex digits; a text that is none stands for its bytes."""
+        key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or os.urandom(32)
+        if isinstance(key, str):
+            try:
+                return bytes.fromhex(key).hex()
+            except ValueError:
+                key = key.encode()
+        return key.hex()
 
     # Its life.
 
@@ -143,6 +149,7 @@ class Life(abc.ABC):
             self._runs: Table[int, Entry] = Table()
             self._desk = Desk(self._workers, self._runs, options.max_retained_runs)
             self._offered: dict[str, dict[str, float]] = {}
+            self._prepare_cluster()
             self._system = system
             try:
                 self._root = system.start(
@@ -162,7 +169,10 @@ class Life(abc.ABC):
                 self.register_local_node(
                     machine_capabilities() if options.capabilities is None else options.capabilities
                 )
+                if options.listen is not None:
+                    self.cluster()
             except BaseException:
+                self._close_cluster()
                 self._system = None
                 system.close(0.1)
                 raise
@@ -243,6 +253,7 @@ class Life(abc.ABC):
             self._settle_runs(stopped_error)
             if not self._contains_current_thread(system):
                 self.events.flush(0.2)
+            self._close_cluster()
             root = self._root.incarnation
             if root is not None and root.exit(Exit.SHUTDOWN):
                 root.ended.wait(self.options.shutdown_timeout + 3.0)
@@ -331,6 +342,18 @@ class Life(abc.ABC):
         if self._failure is not None:
             raise self._failure
         return self._refs[name]
+
+    @abc.abstractmethod
+    def _prepare_cluster(self) -> None:
+        """Check whether and how it may listen; part of the start."""
+
+    @abc.abstractmethod
+    def cluster(self) -> Any:
+        """This node among the others; opens its gateway if it is not open."""
+
+    @abc.abstractmethod
+    def _close_cluster(self) -> None:
+        """Leave all other nodes, and end those it started; part of the end."""
 
     @abc.abstractmethod
     def register_local_node(self, capabilities: Mapping[str, float]) -> None:

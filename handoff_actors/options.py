@@ -72,10 +72,8 @@ class Options:
             self._refuse("on_failure", "must be callable with the error")
         if self.authkey is not None and not isinstance(self.authkey, (str, bytes)):
             raise ConfigurationError("authkey must be a str of hex digits, or bytes")
-        if self.listen is not None or self.tls is not None:
-            raise ConfigurationError(
-                "this version runs on one node: listen= and tls= come with the nodes"
-            )
+        if self.authkey is not None and not self.authkey:
+            raise ConfigurationError("authkey must not be empty: leave it out for a random one")
         if self.resource_tracker is not None:
             wanted = ("register", "capabilities", "available", "request", "release")
             missing = [n for n in wanted if not callable(getattr(self.resource_tracker, n, None))]

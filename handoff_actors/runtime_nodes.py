@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from handoff_actors._version import __version__
 from handoff_actors.errors import (
     ConfigurationError,
+    HandoffError,
     NodeDownError,
     NodeUnreachableError,
     describe,
 )
-from handoff_actors.life import Life
+from handoff_actors.execution.workers.supervisor import Describe
 from handoff_actors.resources.capabilities import NodeCapacity, to_micro
 from handoff_actors.resources.tracker import Available, Discover, Fits, RegisterNode
-from handoff_actors.status import NodeInfo
+from handoff_actors.runtime_cluster import Clustered
+from handoff_actors.status import NodeInfo, RuntimeStatus
+
+if TYPE_CHECKING:
+    from handoff_actors.cluster.mesh import Mesh
+    from handoff_actors.cluster.peers import Peer
 
 
-class Nodes(Life):
+SERVICE = "handoff.node"
+_PATIENCE = 2.0  # seconds for another node to say what it has free
+
+
+class Nodes(Clustered):
     """Part of ``Runtime``: nodes and their resources."""
 
     # Resources.
@@ -31,20 +44,32 @@ class Nodes(Life):
             raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
         self._ref("resource_tracker").call(RegisterNode(node, dict(capabilities)))
         self._offered = {**self._offered, node: dict(capabilities)}
+        if node == self._name and self._mesh is not None:
+            self._mesh.publish(capabilities=dict(capabilities))
 
     def register_local_node(self, capabilities: Mapping[str, float]) -> None:
         """Say what this node offers."""
         self.register_node(self._name, capabilities)
 
     def discover_nodes(self) -> dict[str, dict[str, float]]:
-        """What each known node offers, this one included."""
+        """What each node offers: this one, those that are up, and those registered here."""
         found: dict[str, dict[str, float]] = self._ref("resource_tracker").call(Discover())
+        mesh = self._mesh
+        for name, peer in {} if mesh is None else mesh.peers().items():
+            found.setdefault(name, dict(peer.facts.get("capabilities", {})))
         return found
 
     def resources_available(self, node: str, requirements: Mapping[str, float]) -> bool:
         """Whether the node has so much free now; False for an unknown node."""
         to_micro(requirements, "the requirements")
-        return bool(self._ref("resource_tracker").call(Fits(node, dict(requirements))))
+        tracker = self._ref("resource_tracker")
+        peer = None if self._mesh is None else self._mesh.peers().get(node)
+        if peer is not None and node not in self._offered:
+            try:
+                return bool(peer.call(SERVICE, ("fits", dict(requirements)), _PATIENCE))
+            except (NodeDownError, NodeUnreachableError):
+                return False
+        return bool(tracker.call(Fits(node, dict(requirements))))
 
     def offered(self) -> Mapping[str, Mapping[str, float]]:
         """What each node was registered with; no call, for the check at admission."""
@@ -63,48 +88,118 @@ class Nodes(Life):
         return self._name
 
     def nodes(self) -> list[str]:
-        """The other nodes that are up."""
+        """The other nodes that are up, in order of their names; those that are suspect too."""
         self._ref("resource_tracker")
-        return []
+        return [] if self._mesh is None else sorted(self._mesh.peers())
 
     def connect(self, address: str, timeout: float = 5.0) -> str:
-        """Join the cluster of the node at ``address``.
+        """Join the cluster of the node at ``address``: this node is linked with all of it then.
+
+        Args:
+            address: ``host:port``, of any of its nodes.
+            timeout: seconds.
+
+        Returns:
+            The name of the node at ``address``.
 
         Raises:
             NodeUnreachableError: nothing answers there within ``timeout`` seconds.
+            AuthenticationError: it has another key.
+            IncompatibleNodeError: it has another version of Python or of this library.
+            NameTakenError: the cluster has a node of this one's name.
+            ConfigurationError: ``address`` is none, or this node's own.
         """
-        self._ref("resource_tracker")
-        raise NodeUnreachableError(
-            f"node {self._name} has no gateway in this version, so it cannot join {address!r} "
-            f"(within {timeout} s or ever)",
-            node=str(address),
-        )
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout <= 0:
+            raise ConfigurationError(
+                f"timeout must be a number of seconds, not {describe(timeout)}"
+            )
+        return self.cluster().connect(address, timeout)
 
     def disconnect(self, node: str) -> None:
-        """Leave a node.
+        """Leave a node: neither takes the other for a peer until one connects again.
 
         Raises:
             NodeDownError: it is not connected.
         """
         self._ref("resource_tracker")
-        raise NodeDownError(f"node {node!r} is not connected to {self._name}", node=node)
+        if self._mesh is None:
+            raise NodeDownError(f"node {node!r} is not connected to {self._name}", node=node)
+        self._mesh.disconnect(node)
 
     def node_info(self, name: str | None = None) -> NodeInfo:
-        """What is known of a node; None is this one.
+        """What is known of a node; None is this one. A node that is down shows its last process.
 
         Raises:
             NodeDownError: no such node is known.
         """
         tracker = self._ref("resource_tracker")
-        if name is not None and name != self._name:
-            raise NodeDownError(f"node {name!r} is not connected to {self._name}", node=name)
+        if name is None or name == self._name:
+            return NodeInfo(
+                self._name,
+                self.address,
+                os.getpid(),
+                "up",
+                dict(self._offered.get(self._name, {})),
+                dict(tracker.call(Available(self._name))),
+                ".".join(map(str, sys.version_info[:3])),
+                __version__,
+            )
+        record = None if self._mesh is None else self._mesh.known().get(name)
+        if record is None:
+            raise NodeDownError(f"node {name!r} is not known to {self._name}", node=name)
+        capabilities = self._offered.get(name, record.facts.get("capabilities", {}))
         return NodeInfo(
-            self._name,
-            None,
-            os.getpid(),
-            "up",
-            dict(self._offered.get(self._name, {})),
-            dict(tracker.call(Available(self._name))),
-            ".".join(map(str, sys.version_info[:3])),
-            __version__,
+            name,
+            record.address,
+            record.pid,
+            record.state,
+            dict(capabilities),
+            self._available_at(name) if record.state == "up" else {},
+            record.python,
+            record.version,
         )
+
+    def _available_at(self, name: str) -> dict[str, float]:
+        """What is free at a node; nothing if it does not say."""
+        try:
+            found = self.cluster().peer(name).call(SERVICE, ("available",), _PATIENCE)
+        except (NodeDownError, NodeUnreachableError):
+            return {}
+        return dict(found)
+
+    def busy(self) -> bool:
+        """Whether anything runs on this node."""
+        counts = self._ref("worker_supervisor").call(Describe())
+        return bool(
+            any(entry.data.state == "running" for entry in list(self._runs.view.values()))
+            or counts["threads"]["busy"]
+            or counts["processes"]["busy"]
+            or counts["coroutines"]
+        )
+
+    # What other nodes ask.
+
+    def _serve_cluster(self, mesh: Mesh) -> None:
+        mesh.serve(SERVICE, on_call=self._asked)
+        mesh.publish(capabilities=dict(self._offered.get(self._name, {})))
+
+    def _asked(self, _peer: Peer, request: Any) -> Any:
+        tracker = self._ref("resource_tracker")
+        if request[0] == "fits":
+            return tracker.call(Fits(self._name, request[1]))
+        if request[0] == "available":
+            return tracker.call(Available(self._name))
+        raise HandoffError(f"node {self._name} does not answer {describe(request)}")
+
+    def _describe(self) -> dict[str, Any]:
+        """For ``handoff status``: this node, and the others as it sees them."""
+        names = [] if self._mesh is None else sorted(self._mesh.known())
+        return {
+            "node": self._name,
+            "nodes": [asdict(self.node_info(name)) for name in (self._name, *names)],
+            "status": str(self.status()),
+        }
+
+    @abc.abstractmethod
+    def status(self) -> RuntimeStatus:
+        """How it is doing."""

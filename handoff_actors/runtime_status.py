@@ -11,7 +11,13 @@ from handoff_actors.execution.workers.supervisor import Describe
 from handoff_actors.resources.capabilities import MICRO
 from handoff_actors.resources.tracker import Claims
 from handoff_actors.runtime_nodes import Nodes
-from handoff_actors.status import ActorStatus, ClaimStatus, RunStatus, RuntimeStatus
+from handoff_actors.status import (
+    ActorStatus,
+    ClaimStatus,
+    NodeInfo,
+    RunStatus,
+    RuntimeStatus,
+)
 
 
 class Status(Nodes):
@@ -35,8 +41,12 @@ class Status(Nodes):
         ]
         workers = self._ref("worker_supervisor").call(Describe())
         return RuntimeStatus(
-            self._tree(), dict(self._restarts), [self.node_info()], claims, runs, workers
+            self._tree(), dict(self._restarts), self._node_infos(), claims, runs, workers
         )
+
+    def _node_infos(self) -> list[NodeInfo]:
+        others = [] if self._mesh is None else sorted(self._mesh.known())
+        return [self.node_info(), *(self.node_info(name) for name in others)]
 
     def _tree(self) -> ActorStatus:
         assert self._system is not None

@@ -600,6 +600,8 @@ class Mesh(Cluster):
             timeout: seconds for all of it.
         """
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
         deadline = time.monotonic() + timeout
         links = self.links()

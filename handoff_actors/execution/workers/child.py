@@ -29,6 +29,7 @@ from handoff_actors.cluster.framing import PLAIN, FrameReader, Slots, payload_of
 from handoff_actors.cluster.main_types import settle_in_main
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.cluster.remote_errors import load_exception
+from handoff_actors.cluster.spawner import die_with_parent
 from handoff_actors.errors import HandoffError, describe
 from handoff_actors.execution.context import place
 from handoff_actors.execution.invoke import invoke, invoke_async
@@ -47,7 +48,6 @@ _SLOWEST_TICK_MS = 48
 """The same once a function has proved slow."""
 _SWITCH = 0.001
 """Seconds the main thread may keep the interpreter from the control thread."""
-_PDEATHSIG = 1
 _FAREWELL = 0.5
 """Seconds that coroutines get to end when the parent ends this process."""
 
@@ -387,7 +387,7 @@ def main(work: int, control: int, page: int, parent: int, node: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _die_with_parent(parent)
+    die_with_parent(parent)
     sys.setswitchinterval(_SWITCH)
     settle_in_main()
     sockets = socket.socket(fileno=work), socket.socket(fileno=control)
@@ -396,13 +396,3 @@ def main(work: int, control: int, page: int, parent: int, node: str) -> None:
     began = memoryview(mmap.mmap(page, 8)).cast("d")
     os.close(page)
     Child(*sockets, began, node).run()
-
-
-def _die_with_parent(parent: int) -> None:
-    """Have the kernel end this process with its parent, even while it holds the interpreter."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)

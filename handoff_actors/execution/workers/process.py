@@ -16,11 +16,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from handoff_actors.cluster.spawner import Spawner
 from handoff_actors.errors import CrashedAttempt, HandoffError
 from handoff_actors.execution.workers.exits import WorkerLost
 from handoff_actors.execution.workers.packing import Outcome, WorkItem, check_call
 from handoff_actors.execution.workers.process_worker import ProcessWorker
-from handoff_actors.execution.workers.spawn import Spawner, start
+from handoff_actors.execution.workers.spawn import start
 
 __all__ = ["Outcome", "ProcessPool", "ProcessWorker", "WorkItem", "WorkerLost", "check_call"]
 

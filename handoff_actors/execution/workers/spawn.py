@@ -1,7 +1,6 @@
 """Starting worker processes.
 
-Guarantees that all are started by one thread, which lives until the last of them is gone (the
-kernel ends a child when the *thread* that started it ends), that they see the same interpreter
+Guarantees, beside those of the ``Spawner`` they are started by, that they see the same interpreter
 flags, arguments, module path, directory and environment as their parent, that none imports the
 user's ``__main__``, and that they hold no descriptor but two sockets and the standard streams.
 """
@@ -10,13 +9,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import queue
-import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap.py")
@@ -90,43 +85,3 @@ def start(node: str) -> Started:
     except (OSError, AttributeError):
         pidfd = -1
     return Started(process, work, control, pidfd, began)
-
-
-class Spawner:
-    """A thread that does what has to be done on the thread that starts processes.
-
-    Args:
-        name: of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Have the thread call ``job``, which must not raise; the thread starts when needed."""
-        self._jobs.put(job)
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        # Children inherit the mask: Ctrl-C must not reach one before it can ignore it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    def close(self, timeout: float) -> None:
-        """End the thread, and with it every process it started that still lives.
-
-        Args:
-            timeout: seconds to wait for it.
-        """
-        with self._lock:
-            thread = self._thread
-        if thread is not None:
-            self._jobs.put(None)
-            thread.join(timeout)
