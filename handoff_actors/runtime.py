@@ -136,7 +136,7 @@ class Runtime(Values, Status):
             try:
                 executor.call(Admit(data, run, here=synchronous))
             except HandoffError as error:
-                run.settle(None, error)
+                run.end(error)  # it may have been admitted all the same, and nobody would know it
                 raise
         else:
             executor.cast(Admit(data, run))

@@ -10,6 +10,8 @@ import pytest
 
 from handoff_actors.actors.system import ActorSystem
 
+pytest_plugins = ["handoff_actors_pytest"]
+
 DEADLINE = 20.0
 """Seconds after which a test that waits has failed; generous, as the machine may be busy."""
 

@@ -116,8 +116,12 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             dag_id=self.dag_id,
             function_id=None,
         )
+        return self.end(error) or self.cancelled()
+
+    def end(self, error: BaseException) -> bool:
+        """Have the run end with ``error``, also while it runs; False if it has ended already."""
         if not self.settle(None, error):
-            return self.cancelled()
+            return False
         data = self._data
         if data is not None:
             data.stopping = True

@@ -1,55 +1,88 @@
-"""Faults for tests: make a runtime's own actors crash, and see that nothing is lost.
+"""Tests of your own DAGs, and faults: see that nothing is lost, whatever crashes.
 
-import handoff_actors as handoff
+    import handoff_actors as handoff
+    from handoff_actors import testing
 
-with handoff.start() as runtime:
-    run = handoff.submit(dag)
-    handoff.testing.crash("resource_tracker")
-    run.result()                                # as if nothing had happened
-    runtime.status().restarts                   # {"resource_tracker": 1}
+    with handoff.start() as runtime:
+        run = handoff.submit(dag)
+        testing.crash("resource_tracker")
+        run.result()                                # as if nothing had happened
+        runtime.status().restarts                   # {"resource_tracker": 1}
+
+    @given(testing.dags())
+    def test_any_dag(handoff_runtime, dag):
+        assert handoff.execute(dag).results == testing.sequential(dag)
+
+Faults: ``crash``, ``delay``, ``drop_replies``, ``kill_worker``, and a ``FaultPlan`` of them. The
+strategies ``costs``, ``functions``, ``dags`` and ``faults`` need Hypothesis, the fixtures
+``handoff_runtime`` and ``handoff_leaks`` come with pytest; everything is imported on first use.
 """
 
 from __future__ import annotations
 
-from handoff_actors.actors.server import Crash
-from handoff_actors.default import _runtime
-from handoff_actors.errors import ConfigurationError, describe
-from handoff_actors.runtime import Runtime
-from handoff_actors.status import ActorStatus
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["InjectedCrash", "crash"]
+if TYPE_CHECKING:
+    from handoff_actors.testing.fault_plan import At, Fault, FaultPlan
+    from handoff_actors.testing.injection import (
+        InjectedCrash,
+        crash,
+        delay,
+        drop_replies,
+        kill_worker,
+    )
+    from handoff_actors.testing.leaks import Leaks
+    from handoff_actors.testing.oracle import sequential
+    from handoff_actors.testing.strategies import costs, dags, faults, functions
+
+__all__ = [
+    "At",
+    "Fault",
+    "FaultPlan",
+    "InjectedCrash",
+    "Leaks",
+    "costs",
+    "crash",
+    "dags",
+    "delay",
+    "drop_replies",
+    "faults",
+    "functions",
+    "kill_worker",
+    "sequential",
+]
+
+FAULTS = ("crash", "delay", "drop_replies", "kill_worker")
+"""The functions here that are faults: what a ``Fault`` may be."""
+
+_HOME = {
+    "At": "fault_plan",
+    "Fault": "fault_plan",
+    "FaultPlan": "fault_plan",
+    "InjectedCrash": "injection",
+    "Leaks": "leaks",
+    "costs": "strategies",
+    "crash": "injection",
+    "dags": "strategies",
+    "delay": "injection",
+    "drop_replies": "injection",
+    "faults": "strategies",
+    "functions": "strategies",
+    "kill_worker": "injection",
+    "sequential": "oracle",
+}
 
 
-class InjectedCrash(Exception):  # noqa: N818  it is no error of anybody's
-    """What an actor dies of when ``crash`` is given nothing else."""
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
 
 
-def crash(name: str, error: BaseException | None = None, runtime: Runtime | None = None) -> None:
-    """Send an actor a message whose handling raises; its supervisor restarts it.
-
-    Returns at once: the actor crashes when it comes to the message.
-
-    Args:
-        name: of the actor, as ``status()`` shows it: ``"result_store"``, ``"run:<dag_id>"``, ...
-        error: what its handler raises; None is an ``InjectedCrash``.
-        runtime: whose actor; None is the default runtime.
-
-    Raises:
-        ConfigurationError: no actor has that name now, or ``error`` is no exception.
-        NotStartedError: the runtime is not running.
-    """
-    if error is not None and not isinstance(error, BaseException):
-        raise ConfigurationError(
-            f"crash() raises its error in the actor: give an exception, not {describe(error)}"
-        )
-    if runtime is None:
-        runtime = _runtime()
-    ref = runtime.whereis(name)
-    if ref is None:
-        known = ", ".join(sorted(_names(runtime.status().tree)))
-        raise ConfigurationError(f"no actor is named {describe(name)}; there are {known}")
-    ref.cast(Crash(error or InjectedCrash(f"crash({name!r}) was called")))
-
-
-def _names(actor: ActorStatus) -> set[str]:
-    return {actor.name}.union(*map(_names, actor.children))
+def __dir__() -> list[str]:
+    return sorted(__all__)

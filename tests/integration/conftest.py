@@ -12,50 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import handoff_actors as handoff
+from handoff_actors.testing import Leaks
 
 ROOT = Path(__file__).parents[2]
 
 
-class Leaks:
-    """What the process has; ``check`` fails on what has come since."""
-
-    def __init__(self) -> None:
-        self.process = psutil.Process()
-        self.threads = set(threading.enumerate())
-        self.children = {child.pid for child in self.process.children(recursive=True)}
-        self.fds = self.process.num_fds()
-
-    def new(self) -> list[str]:
-        """In words, what is more than before."""
-        found = [repr(t) for t in threading.enumerate() if t not in self.threads]
-        found += [
-            repr(child)
-            for child in self.process.children(recursive=True)
-            if child.pid not in self.children
-        ]
-        if self.process.num_fds() > self.fds:
-            files = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in _fds())
-            found.append(f"{self.process.num_fds() - self.fds} descriptors more: {files}")
-        return found
-
-
-def _fds() -> list[str]:
-    return [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
-
-
 @pytest.fixture
-def leaks(eventually: Callable[..., None]) -> Iterator[Leaks]:
+def leaks(handoff_leaks: Leaks) -> Leaks:
     """Afterwards no thread, process or descriptor may be there that was not before."""
-    found = Leaks()
-    yield found
-    try:
-        eventually(lambda: not found.new(), 5.0)
-    except AssertionError:
-        pytest.fail(f"left behind: {found.new()}")
+    return handoff_leaks
 
 
 @pytest.fixture
