@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from handoff_actors._version import __version__
 from handoff_actors.actors.calls import Ref
@@ -57,6 +57,10 @@ from handoff_actors.results.distributed import (
 )
 from handoff_actors.results.locations import DataLocationRegistry
 from handoff_actors.results.store import Available, ResultStore
+
+if TYPE_CHECKING:
+    from handoff_actors.cluster.peers import Cluster
+    from handoff_actors.execution.nodes.hub import Hub
 
 _running: weakref.WeakSet[Life] = weakref.WeakSet()
 _names = itertools.count(1)
@@ -110,6 +114,7 @@ class Life(abc.ABC):
         self._name = self.options.name or f"{os.uname().nodename}-{os.getpid()}{suffix}"
         self.authkey = self._authkey()
         self.events = EventBus()
+        self._hub: Hub | None = None
 
     def _authkey(self) -> str:
         """The key as hex digits; a text that is none stands for its bytes."""
@@ -249,6 +254,9 @@ class Life(abc.ABC):
             if system is None:
                 return
             _running.discard(self)
+            if self._hub is not None:
+                self._hub.close()
+                self._hub = None
             deadline = time.monotonic() + self.options.shutdown_timeout
             self._settle_runs(stopped_error)
             if not self._contains_current_thread(system):
@@ -362,6 +370,31 @@ class Life(abc.ABC):
     @abc.abstractmethod
     def _forwarded(self, name: str, arguments: Any) -> Any:
         """Carry out what code in a worker process asked for."""
+
+    # Other nodes.
+
+    def _serve_cluster(self, cluster: Cluster) -> None:
+        """Answer what other nodes ask of this one, and have runs use them, from now on."""
+        from handoff_actors.execution.nodes.hub import Hub
+
+        hub = Hub(
+            cluster,
+            self._workers,
+            self._ref("execution_supervisor"),
+            self._ref("resource_tracker"),
+            lambda: self._offered,
+            lambda: next(self._keys),
+            self.options.max_restarts,
+            self.options.node_return_timeout,
+        )
+        hub.open()
+        self._contention.changed = hub.changed
+        self._hub = hub
+
+    def hub(self) -> Hub | None:
+        """What it has of runs over several nodes, if there are or were other nodes."""
+        hub = self._hub
+        return hub if hub is not None and hub.is_used() else None
 
     def _on_available(self, data: RunData, indices: Sequence[int]) -> None:
         ids = tuple(data.plan.ids[i] for i in indices)

@@ -128,6 +128,8 @@ class Runtime(Values, Status):
     ) -> Run:
         executor = self._ref("distributed_executor")
         run, data = prepare(self, dag, next(self._keys), **options)
+        if not (synchronous or options["local"]) and (hub := self.hub()) is not None:
+            hub.send_abroad(data)
         if progress:
             from handoff_actors.progress import show
 

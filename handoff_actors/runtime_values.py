@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from handoff_actors.errors import ConfigurationError, ResultTimeoutError, describe
+from handoff_actors.errors import (
+    ConfigurationError,
+    ResultTimeoutError,
+    ValueNotFoundError,
+    describe,
+)
 from handoff_actors.execution.context import place
 from handoff_actors.execution.executor import Discard
+from handoff_actors.execution.run_data import Distant
 from handoff_actors.life import Life
 from handoff_actors.results.distributed import (
     ClearEverywhere,
@@ -30,6 +36,11 @@ def _hashable(*ids: Any) -> None:
             hash(id_)
         except Exception as error:
             raise ConfigurationError(f"an id must be hashable, not {describe(id_)}") from error
+
+
+def _read(value: Any) -> Any:
+    """A value that a run has made on another node is fetched by whoever asked, not by an actor."""
+    return value.read() if isinstance(value, Distant) else value
 
 
 class Values(Life):
@@ -61,7 +72,7 @@ class Values(Life):
             # The way to the store and back takes longer than so short a wait.
             found = store.call(GetMany(dag_id, (id,)))
             if found:
-                return found[id]
+                return _read(found[id])
         here = place.get()
         loan = None if here is None else here.lend()
         try:
@@ -73,7 +84,7 @@ class Values(Life):
                     dag_id=dag_id,
                     value_id=id,
                 )
-            return reply.result()
+            return _read(reply.result())
         finally:
             if here is not None:
                 here.reclaim(loan)
@@ -90,7 +101,14 @@ class Values(Life):
             ValueNotFoundError: it is not.
         """
         _hashable(dag_id, id)
-        return self._ref("result_store").call(Get(dag_id, id))
+        found = self._ref("result_store").call(Get(dag_id, id))
+        if isinstance(found, Distant) and not found.is_here:
+            raise ValueNotFoundError(
+                f"value {id!r} of DAG {dag_id!r} is on another node: use get_value() to fetch it",
+                dag_id=dag_id,
+                value_id=id,
+            )
+        return _read(found)
 
     def get_value(self, dag_id: Hashable, id: Hashable, from_node: str | None = None) -> Any:  # noqa: A002
         """A value, fetched from ``from_node`` or from wherever it is.
@@ -100,7 +118,7 @@ class Values(Life):
             NodeDownError: ``from_node`` is not connected.
         """
         _hashable(dag_id, id)
-        return self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node))
+        return _read(self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node)))
 
     def synchronize(self, dag_id: Hashable, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
         """The values among ``ids`` that can be had, by id."""

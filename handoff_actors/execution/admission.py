@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from handoff_actors.errors import (
     ConfigurationError,
@@ -13,7 +13,7 @@ from handoff_actors.errors import (
     MissingInputError,
     describe,
 )
-from handoff_actors.execution.placement import check_feasible
+from handoff_actors.execution.placement import check_feasible, check_portable
 from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import RunData, RunOptions
 from handoff_actors.execution.run_state import keep_mask
@@ -21,6 +21,9 @@ from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.plan import Plan
 from handoff_actors.resources.allocator import Allocator, by_name
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.nodes.hub import Hub
 
 
 class Home(Protocol):
@@ -37,6 +40,9 @@ class Home(Protocol):
 
     def offered(self) -> Mapping[str, Mapping[str, float]]:
         """What each node offers."""
+
+    def hub(self) -> Hub | None:
+        """What it has of runs over several nodes, if there are or were other nodes."""
 
 
 def prepare(
@@ -66,6 +72,7 @@ def prepare(
     except TypeError:
         raise ConfigurationError(f"dag_id must be hashable, not {describe(dag_id)}") from None
     values = _inputs(plan, inputs or {}, dag_id)
+    hub = None if local else home.hub()
     options = RunOptions(
         max_retries=home.options.max_retries
         if max_retries is None
@@ -76,11 +83,14 @@ def prepare(
         timeout=_seconds(timeout),
         keep=_keep(plan, keep, dag_id),
         isolation=home.options.isolation,
-        allocator=_allocator(allocation_strategy, home.options.allocator, local),
+        allocator=_allocator(allocation_strategy, home.options.allocator, local, hub is not None),
         ignore_costs=local,
     )
     if not local:
-        check_feasible(plan, home.node(), home.offered(), dag_id)
+        others = {} if hub is None else hub.offered()
+        check_feasible(plan, home.node(), home.offered(), dag_id, others)
+        if hub is not None:
+            check_portable(plan, home.node(), dag_id)
     home.workers.processes.check(plan, options.isolation, dag_id)
     run = Run(dag_id)
     data = RunData(key, dag_id, plan, values, options, home.node(), run)
@@ -109,10 +119,12 @@ def _inputs(plan: Plan, inputs: Mapping[Hashable, Any], dag_id: Hashable) -> Map
     return inputs
 
 
-def _allocator(strategy: Any, default: Any, local: bool) -> Allocator | None:
+def _allocator(strategy: Any, default: Any, local: bool, choose: bool) -> Any:
     """An allocator of the user's own; the built-in ones have nothing to choose on one node."""
     chosen = default if strategy is None else strategy
     by_name(chosen)
+    if choose:
+        return chosen
     return None if local or chosen is None or isinstance(chosen, str) else chosen
 
 

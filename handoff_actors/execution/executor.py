@@ -332,6 +332,7 @@ class DistributedExecutor(Actor):
         if entry is None or (entry.run is not None and not entry.run.done()):
             return
         self.commit(deletions=[key])
+        entry.data.leave_nodes()
         self.retained.pop(key, None)
         self.held.discard(key)
         self.desk.results.pop(key, None)

@@ -86,13 +86,18 @@ def _leaf(source: Source, values: Values, node: str, memo: dict[Hashable, Any]) 
         return values[source]
     if isinstance(source, InlineCall):
         return memo[source.key]
-    data = _leaf(source.source, values, node, memo)
-    if source.serialize is not None:
-        function, extra = source.serialize
-        data = function(data, node, node, *extra)
+    origin = source.origin
+    if origin is not None:
+        data = source.given
+    else:
+        origin = node
+        data = _leaf(source.source, values, node, memo)
+        if source.serialize is not None:
+            function, extra = source.serialize
+            data = function(data, node, node, *extra)
     if source.deserialize is not None:
         function, extra = source.deserialize
-        data = function(data, node, node, *extra)
+        data = function(data, origin, node, *extra)
     return data
 
 

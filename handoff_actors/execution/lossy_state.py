@@ -220,6 +220,7 @@ class LossyState(RunState):
             for d in plan.dependents[i]:
                 self.left[d] += 1
         self.remaining += len(again)
+        step.again = (*step.again, *again)
         for i in again:
             if not self.left[i]:
                 self.out.add(i)

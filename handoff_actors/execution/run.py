@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Generator,
+    Hashable,
+    ItemsView,
+    Iterator,
+    Mapping,
+    ValuesView,
+)
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -17,7 +25,7 @@ from handoff_actors.errors import (
     ValueNotFoundError,
 )
 from handoff_actors.execution.context import place
-from handoff_actors.execution.run_data import FREED, MISSING, RunData
+from handoff_actors.execution.run_data import FREED, MISSING, Elsewhere, RunData
 from handoff_actors.execution.runner import Cancel, Listen
 
 _T = TypeVar("_T")
@@ -177,7 +185,7 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             queue.put(None)
         seen: set[int] = set()
         while (index := self._next(queue, timeout)) is not None:
-            value = data.values[index]
+            value = data.read(index)
             if value is not FREED and index not in seen:
                 seen.add(index)  # a runner that crashed may have told of some twice
                 yield data.plan.ids[index], value
@@ -232,7 +240,17 @@ class Results(Mapping[Hashable, Any]):
         value = data.values[i]
         if value is MISSING or value is FREED:
             raise ReleasedKeyError(id_, value is FREED)
-        return value
+        return data.read(i) if isinstance(value, Elsewhere) else value
+
+    def values(self) -> ValuesView[Any]:
+        """The values; what is on other nodes is fetched at once."""
+        self._data.bring(range(self._data.plan.n))
+        return super().values()
+
+    def items(self) -> ItemsView[Hashable, Any]:
+        """The ids and values; what is on other nodes is fetched at once."""
+        self._data.bring(range(self._data.plan.n))
+        return super().items()
 
     def __contains__(self, id_: object) -> bool:
         i = self._data.plan.index.get(id_)
@@ -281,7 +299,8 @@ class ExecutionResult:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What crosses to another process is a copy, which nothing here depends on.
-        return _copy, (self.dag_id, dict(self.results), self.allocations, self.timings)
+        results = dict(self.results.items())
+        return _copy, (self.dag_id, results, self.allocations, self.timings)
 
     @property
     def allocations(self) -> dict[Hashable, str]:
@@ -289,7 +308,10 @@ class ExecutionResult:
         data = self._data
         if data is None:
             return self._copied[0]
-        return {data.plan.ids[i]: data.node for i in range(data.plan.n) if data.ends[i]}
+        made = {} if data.away is None else data.away.made
+        return {
+            data.plan.ids[i]: made.get(i, data.node) for i in range(data.plan.n) if data.ends[i]
+        }
 
     @property
     def timings(self) -> dict[Hashable, Timing]:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ from handoff_actors.execution.run_state import History
 from handoff_actors.graph.plan import Plan
 
 if TYPE_CHECKING:
+    from handoff_actors.execution.nodes.abroad import Abroad
     from handoff_actors.execution.queues import Queue
     from handoff_actors.execution.run import Run
 
@@ -42,6 +43,30 @@ MISSING: Final = _Absent("MISSING")
 """There is no value yet."""
 FREED: Final = _Absent("FREED")
 """There was a value that nobody needed any more."""
+
+
+class Elsewhere:
+    """The base of what stands for a value that is on another node, or was not yet read."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Distant:
+    """A value of a run that whoever asked for it has to read, on a thread that may wait."""
+
+    data: RunData
+    index: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether reading it takes no other node."""
+        return bool(getattr(self.data.values[self.index], "is_here", True))
+
+    def read(self) -> Any:
+        """The value."""
+        return self.data.read(self.index)
+
 
 _NO_CONTEXT: Final = contextvars.Context()
 _NOWHERE: Final[deque[Any]] = deque(maxlen=0)
@@ -82,10 +107,12 @@ class RunData:
         suspects: functions that were in a batch when their worker process died: to be run singly.
         code_keys: under which numbers worker processes know the code of functions.
         listeners: queues that get the index of each function as it finishes.
+        away: what there is beside it when it may use other nodes.
     """
 
     __slots__ = (
         "__weakref__",
+        "away",
         "code_keys",
         "context",
         "dag_id",
@@ -161,6 +188,7 @@ class RunData:
         self.code_keys: dict[Any, tuple[int, Any]] = {}
         self.listeners: list[SimpleQueue[int | None]] = []
         self.incarnation = 0
+        self.away: Abroad | None = None
         self.ref: Ref | None = None
         self.run: Callable[[], Run | None] = weakref.ref(run)
         self.context = contextvars.copy_context()
@@ -190,7 +218,27 @@ class RunData:
         value = self.values[i]
         if value is MISSING:
             return ("never" if self.over else "coming"), None
+        if isinstance(value, Elsewhere):
+            value = Distant(self, i)
         return ("freed", None) if value is FREED else ("there", value)
+
+    def read(self, index: int) -> Any:
+        """A value that is there, on whatever node; blocks while it is fetched."""
+        value = self.values[index]
+        if isinstance(value, Elsewhere):
+            self.bring((index,))
+            value = self.values[index]
+        return value
+
+    def bring(self, indices: Iterable[int]) -> None:
+        """Have values here that are on other nodes, many at once; blocks.
+
+        Raises:
+            Exception: why the first of those that cannot be had cannot.
+        """
+        distant = [i for i in indices if isinstance(self.values[i], Elsewhere)]
+        if distant and self.away is not None:
+            self.away.bring(distant)
 
     def watch(self, id_: Hashable) -> None:
         """Have the runner tell the store when this value comes."""
@@ -216,6 +264,12 @@ class RunData:
     def release(self) -> None:
         """Forget all values; nobody may read them any more."""
         self.values = [FREED] * len(self.values)
+        self.leave_nodes()
+
+    def leave_nodes(self) -> None:
+        """What other nodes have of it is wanted no more."""
+        if self.away is not None:
+            self.away.release()
 
     def __repr__(self) -> str:
         return (

@@ -110,6 +110,7 @@ class Step:
         freed: indices of values that nobody needs any more.
         failure: set by the event that made the run fail.
         finished: all functions have succeeded; set once.
+        again: functions whose values were lost, and that are to succeed once more.
     """
 
     ready: list[int] = field(default_factory=list)
@@ -117,6 +118,7 @@ class Step:
     freed: list[int] = field(default_factory=list)
     failure: Failure | None = None
     finished: bool = False
+    again: Sequence[int] = ()
 
 
 @dataclass(slots=True)

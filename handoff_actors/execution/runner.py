@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import Actor
@@ -28,17 +28,22 @@ from handoff_actors.execution.placement import Placement
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
     Crashed,
+    Event,
     Raised,
     RunState,
     Start,
     Step,
     Stopped,
     TimedOut,
+    Withdrawn,
     keep_mask,
 )
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.claims import Granted, Infeasible
 from handoff_actors.resources.tracker import Refused
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.nodes.runner import RunnerAbroad
 
 _PLACE_AGAIN = 0.02
 """Seconds until an allocator that left something out is asked again."""
@@ -93,20 +98,30 @@ class Runner(Actor):
         self.incarnation = data.incarnation
         kept = keep_mask(plan, options.keep)
         fresh = not data.queues
-        self.state = RunState(
-            plan,
-            options.max_retries,
-            kept,
-            data.links if not fresh else None,
-            None if fresh else data.succeeded(),
-            data.histories,
-        )
+        self.abroad: RunnerAbroad | None = None
+        self.state: RunState
+        if data.away is not None:
+            # Only runs that may use other nodes pay for what that takes.
+            from handoff_actors.execution.nodes.runner import RunnerAbroad
+
+            self.abroad = RunnerAbroad(self, data.away)
+            self.state = self.abroad.state(kept, fresh)
+        else:
+            self.state = RunState(
+                plan,
+                options.max_retries,
+                kept,
+                data.links if not fresh else None,
+                None if fresh else data.succeeded(),
+                data.histories,
+            )
         if fresh:
             data.queues = self.workers.queues(data)
             self.state.links = data.links
         self.queues = data.queues
         self.single = self.queues[0] if len(self.queues) == 1 else None
-        self.placement = Placement(data, self.workers) if options.allocator is not None else None
+        own = options.allocator is not None and not isinstance(options.allocator, str)
+        self.placement = Placement(data, self.workers) if own and self.abroad is None else None
         self.placing = False
         self.recovering = False
         data.ref = self.ref
@@ -136,6 +151,8 @@ class Runner(Actor):
             and token not in held
             and not (token < n and token in linked)
         ]
+        if self.abroad is not None:
+            owed = self.abroad.owed(held)
         self._carry_out(Step(ready=owed, finished=not state.remaining))
         for queue in self.queues:
             queue.adjust()
@@ -149,11 +166,12 @@ class Runner(Actor):
         elif isinstance(message, RetryDue):
             if message.token in data.retrying:  # else an incarnation after a crash has run it
                 data.retrying.discard(message.token)
-                if not self.state.stopped and self.state.is_present(message.token):
-                    self._carry_out(Step(ready=[message.token]))
+                self.feed(Withdrawn((message.token,)))
         elif isinstance(message, Cancel):
             if data.state == "running":
                 self._stop(message.error)
+        elif self.abroad is not None and self.abroad.handle(message):
+            pass
         elif isinstance(message, Infeasible):
             if data.state == "running":
                 self._stop(infeasible_error(data, message, self.queues[_number(message.tag)]))
@@ -182,6 +200,8 @@ class Runner(Actor):
                 self._commit()
             for _ in range(known):
                 self._report()
+        if self.abroad is not None:
+            self.abroad.step()
         for queue in self.queues:
             if queue.wanted:
                 queue.settle()
@@ -203,6 +223,8 @@ class Runner(Actor):
             if values[token % n] is MISSING:
                 values[token % n] = value
         data.finished = n - self.state.remaining
+        if self.abroad is not None:
+            self.abroad.away.ended(tokens)
         if data.watched or data.listeners or self.workers.events.active:
             self._tell(tokens)
         for _ in tokens:
@@ -211,7 +233,19 @@ class Runner(Actor):
 
     def _report(self) -> None:
         reports = self.data.reports
-        event = reports[0]
+        event = reports[0] if self.abroad is None else self.abroad.read(reports[0])
+        if event is None:
+            reports.popleft()
+        else:
+            self.feed(event, reports.popleft)
+
+    def feed(self, event: Event, committed: Callable[[], object] = lambda: None) -> None:
+        """Have the run state handle an event, and carry out what it asks for.
+
+        Args:
+            event: what has happened.
+            committed: called once a runner that crashes needs to be told of it no more.
+        """
         step = self.state.handle(event)
         data = self.data
         if isinstance(event, (Raised, TimedOut, Crashed)):
@@ -219,17 +253,19 @@ class Runner(Actor):
         if step.failure is not None:
             # The report stays until the run has its error: a runner that dies here fails it again.
             self._carry_out(step)
-            reports.popleft()
+            committed()
             return
         # Owed from here on: a runner that dies before it has handed them out is not the last word.
         for token in step.ready:
             data.dispatched[token % data.plan.n] = 0
         data.histories = dict(self.state.histories)
-        reports.popleft()
+        committed()
         self._carry_out(step)
 
     def _carry_out(self, step: Step) -> None:
         data = self.data
+        if self.abroad is not None and (step.again or step.freed):
+            self.abroad.carry_out(step)
         if step.freed:
             for i in step.freed:
                 data.values[i] = FREED
@@ -247,6 +283,9 @@ class Runner(Actor):
     def _dispatch(self, ready: list[int]) -> None:
         data = self.data
         n = data.plan.n
+        if self.abroad is not None:
+            self.abroad.dispatch(ready)
+            return
         if self.recovering:
             for token in ready:
                 data.dispatched[token % n] = 0
@@ -260,12 +299,16 @@ class Runner(Actor):
         if self.placement is not None and self.placement.waiting and not self.placing:
             self.placing = True
             self.workers.timers.send_after(_PLACE_AGAIN, self.ref, PlaceAgain())
+        self.queue(ready)
+
+    def queue(self, ready: list[int]) -> None:
+        """Have attempts run here."""
         if self.single is not None:
             self.single.ready.extend(ready)
             self._handed_out(ready)
             self.single.adjust()
             return
-        class_of = data.plan.class_of
+        class_of, n = self.data.plan.class_of, self.data.plan.n
         touched = set()
         for token in ready:
             number = class_of[token % n]
@@ -284,6 +327,11 @@ class Runner(Actor):
         else:
             for token in tokens:
                 dispatched[token] = 1
+
+    def fail(self, error: BaseException) -> None:
+        """The run ends with this error, if it has not ended."""
+        if self.data.state == "running":
+            self._stop(error)
 
     def _stop(self, error: BaseException) -> None:
         """The run fails, or is cancelled: siblings are cancelled, nothing new starts."""
@@ -309,6 +357,8 @@ class Runner(Actor):
             queue.stop()
         for queue in self.queues:
             queue.release_idle()
+        if data.away is not None:
+            data.away.end()
         # Whoever is told may start a run of the same dag_id in the same instant.
         self.system.names.unregister(self.ref)
         # The worker that carries this has nothing left to do: the rest may follow on its thread.

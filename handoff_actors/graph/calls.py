@@ -64,12 +64,16 @@ class Converted:
             needed.
         serialize: ``(callable, extras)`` that runs where the value is, or None.
         deserialize: ``(callable, extras)`` that runs where it is needed, or None.
+        origin: the other node where ``serialize`` has run already, or None.
+        given: what it returned there, or the value itself when there is no ``serialize``.
     """
 
     source: int | InlineCall
     producer: int | None
     serialize: Pair | None
     deserialize: Pair | None
+    origin: str | None = None
+    given: Any = None
 
 
 Source = int | InlineCall | Converted

@@ -80,12 +80,14 @@ class Contention:
     Attributes:
         waits_besides: ``(node, owner)``: does anybody wait there who comes before more claims of
             this owner?
+        changed: called by the tracker whenever claims or capabilities have changed.
     """
 
-    __slots__ = ("waits_besides",)
+    __slots__ = ("changed", "waits_besides")
 
     def __init__(self) -> None:
         self.waits_besides: Callable[[str, Hashable], bool] = lambda _node, _owner: False
+        self.changed: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,8 @@ class ResourceTracker(Actor):
         self.commit(changes, deletions, answer)
         if untold:
             self._tell_all(untold)
+        if self._contention.changed is not None:
+            self._contention.changed()
         if self._own is not None and self._own.waits and not self._polling:
             self._polling = True
             self.system.timers.send_after(POLL, self.ref, Poll())

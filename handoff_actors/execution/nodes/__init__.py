@@ -1,0 +1,1 @@
+"""A run over several nodes: where its functions go, guests that run them there, values between."""

@@ -1,0 +1,512 @@
+"""A run over several nodes, as its orchestrator has it: beside the runner, and outliving it.
+
+    Runner ── ready ──▶ Abroad ── Spread says where ──▶ here: gather inputs, queues
+                           │                        └─▶ a guest: lesson, small values, places
+    reader thread ── Outcomes ──▶ done, reports of the run ── signal ──▶ Runner commits them
+
+All but ``outcomes`` is called in the runner's step. What is posted to a node that has just died is
+posted in vain; that it died comes as a message, and then its attempts and values are lost.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from handoff_actors.cluster.payload import Payload
+from handoff_actors.cluster.peers import Peer
+from handoff_actors.cluster.remote_errors import load_exception
+from handoff_actors.errors import CrashedAttempt, NodeDownError, SerializationError
+from handoff_actors.execution.lossy_state import LossyState
+from handoff_actors.execution.nodes.gather import Gatherer
+from handoff_actors.execution.nodes.lessons import (
+    CodeBook,
+    Teacher,
+    columns,
+    converted_needs,
+    packed,
+    raw_needs,
+)
+from handoff_actors.execution.nodes.messages import (
+    SERVICE,
+    Begin,
+    Carried,
+    End,
+    Forget,
+    Lesson,
+    Located,
+    Outcomes,
+    Release,
+    Withdraw,
+    Work,
+)
+from handoff_actors.execution.nodes.sizes import enclose, is_plain, size_of
+from handoff_actors.execution.nodes.spread import Spread
+from handoff_actors.execution.run_data import FREED, RunData
+from handoff_actors.execution.run_state import (
+    Crashed,
+    Lost,
+    Raised,
+    TimedOut,
+    Withdrawn,
+)
+from handoff_actors.resources.allocator import by_name
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.nodes.hub import Hub
+
+_CHUNK = 512
+"""Attempts in one message, so that a node begins before it has been told of all."""
+
+
+class _Site:
+    """What the orchestrator knows of one guest.
+
+    Attributes:
+        peer: the connection.
+        teacher: what functions it knows.
+        has: per value whether the guest has it, or knows where it is.
+        cut: how many cut links it was told of.
+    """
+
+    __slots__ = ("cut", "has", "peer", "teacher")
+
+    def __init__(self, peer: Peer, teacher: Teacher, values: int) -> None:
+        self.peer = peer
+        self.teacher = teacher
+        self.has = bytearray(values)
+        self.cut = 0
+
+    def post(self, message: Any) -> bool:
+        """Say something; False if nobody hears it."""
+        try:
+            self.peer.post(SERVICE, message)
+        except NodeDownError:
+            return False
+        return True
+
+
+class Abroad:
+    """See the module.
+
+    Args:
+        data: the run.
+        hub: of this node.
+
+    Attributes:
+        spread: where its attempts are.
+        made: the nodes that made values, by index; the others were made here.
+    """
+
+    def __init__(self, data: RunData, hub: Hub) -> None:
+        plan = data.plan
+        if plan.calls:
+            # What came for one attempt takes a place in its call: calls are not shared then.
+            plan = data.plan = copy.copy(plan)
+            plan.calls = dict(plan.calls)
+        options = data.options
+        strategy = options.allocator
+        self.data = data
+        self.hub = hub
+        self.spread = Spread(
+            plan,
+            data.node,
+            by_name(strategy),
+            own=strategy is not None and not isinstance(strategy, str),
+            limit=options.max_concurrency,
+            input_bytes=self._input_bytes,
+        )
+        self.made: dict[int, str] = {}
+        self.held = {
+            source.producer
+            for call in plan.calls.values()
+            for source in converted_needs(call)
+            if source.producer is not None
+        }
+        self.gatherer = Gatherer(
+            data, hub.run_name(data.key), hub.fetcher, hub.workers.carriers, None
+        )
+        self._sites: dict[str, _Site] = {}
+        self._book = CodeBook(plan, data.dag_id)
+        self._cut: list[int] = []
+        self._version = -1
+        self._plain = all(is_plain(v) for v in data.values[plan.n :])
+        for peer in hub.up():
+            self.spread.node_up(peer.name)
+
+    def state(self, kept: bytearray | None, fresh: bool) -> LossyState:
+        """The run state, made from what is committed."""
+        data = self.data
+        n = data.plan.n
+        if fresh:
+            return LossyState(data.plan, data.options.max_retries, kept, None)
+        done = data.succeeded()
+        out = {token % n for token in [*self.spread.members(), *data.retrying]}
+        state = LossyState(
+            data.plan, data.options.max_retries, kept, data.links, done, data.histories, out
+        )
+        needed = state.needed
+        state.absent = {
+            i
+            for i in range(n)
+            if data.values[i] is FREED
+            and (kept is None or kept[i] or (needed is not None and needed[i]))
+        }
+        state.cut = self._cut
+        return state
+
+    def follow(self, state: LossyState) -> None:
+        """Heed the links that this state cuts."""
+        self._cut = state.cut
+
+    # Placing.
+
+    def place(self) -> tuple[list[int], list[Raised]]:
+        """Send out what can be sent.
+
+        Returns:
+            The attempts that may be queued here, and those that can be run nowhere.
+
+        Raises:
+            AllocationError: the allocator raised, or its answer cannot be used.
+        """
+        spread, here = self.spread, self.data.node
+        if self._version != self.hub.version or spread.waits:
+            self._look_at_capacities()
+        local: list[int] = []
+        failed: list[Raised] = []
+        while True:
+            batches = spread.place()
+            again: list[int] = []
+            for name, tokens in batches.items():
+                if name == here:
+                    local.extend(self.gatherer.admit(tokens))
+                    continue
+                for k in range(0, len(tokens), _CHUNK):
+                    self._send(name, tokens[k : k + _CHUNK], again, failed)
+            for report in failed:
+                spread.ended(report.token)
+            if not again:
+                break
+            for token in again:
+                spread.ended(token)
+            spread.ready(again)
+        return local, failed
+
+    def _look_at_capacities(self) -> None:
+        self._version = self.hub.version
+        for name in self.spread.sites:
+            found = self.hub.capacity(name, self)
+            if found is not None:
+                self.spread.capacity(name, *found)
+
+    def _input_bytes(self, i: int) -> Mapping[str, int]:
+        data = self.data
+        sizes: dict[str, int] = {}
+        for d in data.plan.deps[i]:
+            value = data.values[d]
+            kind = value.__class__
+            if kind is Located:
+                name, size = value.node, value.nbytes
+            elif kind is Carried:
+                name, size = value.node, value.payload.nbytes
+            else:
+                name, size = self.made.get(d, data.node), size_of(value)
+            sizes[name] = sizes.get(name, 0) + size
+        return sizes or {data.node: 0}
+
+    def _send(
+        self, name: str, tokens: Sequence[int], again: list[int], failed: list[Raised]
+    ) -> None:
+        """Post attempts to a node; those whose code cannot leave this process stay, or fail."""
+        site = self._sites.get(name) or self._open(name)
+        if site is None:
+            return  # it is gone: that comes as a message, and its attempts are lost
+        data, n = self.data, self.data.plan.n
+        lesson = Lesson()
+        values: dict[int, Any] = {}
+        places: dict[int, str] = {}
+        sizes: dict[int, int] = {}
+        sent: list[int] = []
+        for token in tokens:
+            i = token % n
+            try:
+                site.teacher.lesson((i,), lesson)
+                self._add_values(site, name, i, values, places, sizes)
+            except SerializationError as error:
+                if data.plan.classes[data.plan.class_of[i]].pin is None:
+                    self.spread.stay.add(i)
+                    again.append(token)
+                else:
+                    failed.append(Raised(token, error, data.node, final=True))
+                continue
+            sent.append(token)
+        cut = self._cut[site.cut :]
+        site.cut += len(cut)
+        if sent or lesson.indices:
+            site.post(
+                Work(
+                    data.key,
+                    sent,
+                    lesson if lesson.indices else None,
+                    values,
+                    places,
+                    sizes,
+                    cut,
+                )
+            )
+
+    def _open(self, name: str) -> _Site | None:
+        peer = self.hub.peer(name)
+        if peer is None:
+            return None
+        data, plan = self.data, self.data.plan
+        teacher = Teacher(plan, self._book, data.links, self.held)
+        site = _Site(peer, teacher, len(data.values))
+        begin = Begin(
+            data.key,
+            packed(data.dag_id, "dag_id"),
+            self.hub.incarnation,
+            plan.n,
+            plan.n_inputs,
+            columns(plan.classes),
+            data.options.isolation,
+        )
+        if not site.post(begin):
+            return None
+        self._sites[name] = site
+        return site
+
+    def _add_values(
+        self,
+        site: _Site,
+        name: str,
+        i: int,
+        values: dict[int, Any],
+        places: dict[int, str],
+        sizes: dict[int, int],
+    ) -> None:
+        plan, has = self.data.plan, site.has
+        plain = plan.plain[i]
+        if plain is not None:
+            for d in plain:
+                if not has[d]:
+                    self._add_value(d, values, places, sizes, name)
+                    has[d] = 1
+            return
+        call = plan.calls[i]
+        for source in converted_needs(call):
+            assert source.producer is not None
+            d = source.producer
+            value = self.data.values[d]
+            home = value.node if isinstance(value, Located) else self.data.node
+            if home != name:
+                places[d] = home
+                sizes[d] = value.nbytes if isinstance(value, Located) else size_of(value)
+        for d in raw_needs(call):
+            if not has[d]:
+                self._add_value(d, values, places, sizes, name)
+                has[d] = 1
+
+    def _add_value(
+        self,
+        d: int,
+        values: dict[int, Any],
+        places: dict[int, str],
+        sizes: dict[int, int],
+        name: str,
+    ) -> None:
+        value = self.data.values[d]
+        kind = value.__class__
+        if kind is Carried:
+            values[d] = value.payload
+            return
+        if kind is not Located:
+            value = enclose(value, self.data.node)
+            if value.__class__ is not Located:
+                values[d] = value
+                return
+        if value.node != name:
+            places[d] = value.node
+            sizes[d] = value.nbytes
+
+    # Outcomes.
+
+    def outcomes(self, peer: Peer, message: Outcomes) -> None:
+        """A guest has said what has become of attempts; on the thread that reads from it."""
+        data = self.data
+        site = self._sites.get(peer.name)
+        if site is None or site.peer.session != peer.session or data.stopping:
+            return
+        n, node = data.plan.n, peer.name
+        offset = self.hub.clock_offset(peer)
+        plain = self._plain
+        for token, value, start, end in zip(
+            message.tokens, message.values, message.starts, message.ends, strict=True
+        ):
+            i = token % n
+            kind = value.__class__
+            if kind is Payload:
+                value = Carried(node, value)
+                plain = False
+            elif kind is Located:
+                plain = False
+            if token != self._present(i):
+                continue
+            site.has[i] = 1
+            self.made[i] = node
+            data.starts[i], data.ends[i] = start + offset, end + offset
+            data.done.append((token, value))
+        data.reports.extend(Report(node, report) for report in message.reports)
+        self._plain = plain
+        if data.ref is None:
+            return
+        if plain and not message.reports and data.finished + len(message.tokens) < n:
+            # Nothing of the user's can run in this step: this thread may carry it.
+            data.ref.signal()
+        else:
+            data.ref.mailbox.signal_elsewhere()
+
+    def _present(self, i: int) -> int:
+        history = self.data.histories.get(i)
+        return i if history is None else (history.attempts - 1) * self.data.plan.n + i
+
+    def ended(self, tokens: Iterable[int]) -> None:
+        """Attempts have returned."""
+        data, spread, n = self.data, self.spread, self.data.plan.n
+        links = data.links
+        starts, ends = data.starts, data.ends
+        last = -1
+        for token in tokens:
+            i = token % n
+            spread.ended(token, -1 if links is None else links[i])
+            last = token
+            if not data.plan.plain[i]:
+                self.gatherer.forget_given(i)
+        if last >= 0:
+            i = last % n
+            spread.took(last, ends[i] - starts[i])
+
+    def left(self, event: Any) -> None:
+        """An attempt has ended in another way."""
+        if isinstance(event, Withdrawn):
+            for token in event.tokens:
+                self.spread.ended(token)
+        elif isinstance(event, (Raised, TimedOut, Crashed)):
+            self.spread.ended(event.token)
+
+    def freed(self, indices: Sequence[int]) -> None:
+        """Nobody needs these values any more."""
+        for site in self._sites.values():
+            known = [i for i in indices if site.has[i]]
+            if known:
+                for i in known:
+                    site.has[i] = 0
+                site.post(Forget(self.data.key, known))
+
+    # Nodes.
+
+    def node_up(self, peer: Peer) -> None:
+        """A node has joined or returned, or is heard again."""
+        self.spread.node_up(peer.name)
+        self._version = -1
+
+    def node_suspect(self, peer: Peer) -> None:
+        """A node is silent."""
+        self.spread.node_suspect(peer.name)
+
+    def node_down(self, peer: Peer, reason: str) -> Lost:
+        """A node is gone: what was there is lost."""
+        data, name = self.data, peer.name
+        self._sites.pop(name, None)
+        tokens = self.spread.node_down(name)
+        values = [
+            i
+            for i in range(data.plan.n)
+            if data.values[i].__class__ is Located and data.values[i].node == name
+        ]
+        for site in self._sites.values():
+            for i in values:
+                site.has[i] = 0
+        crash = CrashedAttempt(name, peer.pid, None, f"its node was lost: {reason}")
+        return Lost(tokens, values, crash)
+
+    def absent(self, index: int) -> Lost | None:
+        """A value is not where it should be; None if that is no news."""
+        value = self.data.values[index]
+        if not isinstance(value, Located):
+            return None
+        for site in self._sites.values():
+            site.has[index] = 0
+        crash = CrashedAttempt(value.node, 0, None, "its node did not have the value any more")
+        return Lost((), (index,), crash)
+
+    def again(self, indices: Sequence[int]) -> None:
+        """These values are to be made again."""
+        for i in indices:
+            self.made.pop(i, None)
+            for site in self._sites.values():
+                site.has[i] = 0
+
+    def ask_back(self) -> list[int]:
+        """Have what waits in vain at one node come back for another; those that were here."""
+        mine: list[int] = []
+        for name, tokens in self.spread.ask_back().items():
+            if name == self.data.node:
+                mine = tokens
+            elif name in self._sites:
+                self._sites[name].post(Withdraw(self.data.key, tokens))
+        return mine
+
+    def bring(self, indices: Sequence[int]) -> None:
+        """Have values here; blocks.
+
+        Raises:
+            Exception: why the first of those that cannot be had cannot.
+        """
+        failed = self.hub.bring(self.data, indices)
+        for error in failed.values():
+            raise error
+
+    # Its end.
+
+    def end(self) -> None:
+        """The run is over: guests cancel what they run and keep what they made."""
+        for site in list(self._sites.values()):
+            site.post(End(self.data.key))
+
+    def release(self) -> None:
+        """Nobody needs the values any more."""
+        sites, self._sites = self._sites, {}
+        for site in sites.values():
+            site.post(Release(self.data.key))
+        self.hub.forget(self.data.key)
+
+
+class Report:
+    """What a guest has reported, as it came: read where the user's code may run.
+
+    Attributes:
+        node: the guest's.
+        said: see ``guest.pack_report``.
+    """
+
+    __slots__ = ("node", "said")
+
+    def __init__(self, node: str, said: tuple[Any, ...]) -> None:
+        self.node = node
+        self.said = said
+
+    def read(self) -> Any:
+        """The event; None for what is none."""
+        kind, *rest = self.said
+        if kind == "raised":
+            return Raised(rest[0], load_exception(rest[1]), self.node, rest[2])
+        if kind == "timed_out":
+            return TimedOut(rest[0], self.node)
+        if kind == "crashed":
+            return Crashed(rest[0], rest[1])
+        if kind == "withdrawn":
+            return Withdrawn(rest[0])
+        return None

@@ -1,0 +1,73 @@
+"""How large values are, and which travel with control: told without a look at all of them."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from typing import Any
+
+from handoff_actors.cluster.payload import dumps
+from handoff_actors.errors import SerializationError
+from handoff_actors.execution.nodes.messages import Located
+
+CARRIED = 32 * 1024
+"""Bytes of a value that travels with control, at most."""
+
+_SCALARS = frozenset({int, float, bool, complex, type(None)})
+_TEXTS = frozenset({str, bytes})
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_SAMPLE = 64
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes a value has."""
+    nbytes = getattr(value, "nbytes", None)
+    if isinstance(nbytes, int):
+        return nbytes
+    try:
+        size = sys.getsizeof(value)
+    except Exception:  # the value is the user's: its size may be anything
+        return 0
+    if isinstance(value, _CONTAINERS) and value:
+        some = list(islice(value.values() if isinstance(value, dict) else value, _SAMPLE))
+        size += sum(map(size_of_flat, some)) * len(value) // len(some)
+    return size
+
+
+def size_of_flat(value: Any) -> int:
+    """As ``size_of``, without a look into containers."""
+    nbytes = getattr(value, "nbytes", None)
+    if isinstance(nbytes, int):
+        return nbytes
+    try:
+        return sys.getsizeof(value)
+    except Exception:
+        return 0
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it goes into a message as it is."""
+    kind = type(value)
+    return kind in _SCALARS or (kind in _TEXTS and len(value) <= CARRIED)
+
+
+def enclose(value: Any, node: str) -> Any:
+    """What stands for a value in a message: itself, its ``Payload``, or a ``Located``.
+
+    Runs code of the user's when the value's class has its own way to be pickled.
+
+    Args:
+        value: anything.
+        node: where it is.
+    """
+    if is_plain(value):
+        return value
+    size = size_of(value)
+    if size > CARRIED:
+        return Located(node, size)
+    try:
+        payload = dumps(value)
+    except SerializationError:
+        # Whoever fetches it is told why it cannot be had; here it may be all that is needed.
+        return Located(node, size)
+    return payload if payload.nbytes <= CARRIED else Located(node, payload.nbytes)
