@@ -101,7 +101,7 @@ class Hub:
         self._max_restarts = max_restarts
         self._lock = threading.Lock()
         self._capacities: dict[str, tuple[Amounts, Amounts]] = {}
-        self._totals: dict[str, Amounts] = {}
+        self._published: Amounts | None = None
         self._held: dict[Any, dict[str, int]] = {}
         self._said: dict[str, tuple[Amounts, Amounts]] = {}
         self._saying = False
@@ -113,7 +113,14 @@ class Hub:
         """Answer from now on."""
         self.cluster.serve(SERVICE, on_post=self._on_post, on_call=self._on_call)
         self.cluster.serve(VALUES, on_call=self._on_call, on_fetch=self._shelf.on_fetch)
+        self._publish(self._offered_here())
         self.cluster.watch(self._on_peer)
+
+    def _publish(self, total: Amounts) -> None:
+        """What is offered here is known of a node as soon as it is up."""
+        if total != self._published:
+            self._published = dict(total)
+            self.cluster.publish(offers=self._published)
 
     def close(self) -> None:
         """Heed nobody any more."""
@@ -153,10 +160,10 @@ class Hub:
         if name == self.node:
             return self._offered_here(), self._sum(owner for owner in self._held if owner != key)
         peer = self.peer(name)
-        said = None if peer is None else self._capacities.get(peer.session)
-        if said is None:
+        if peer is None:
             return None
-        total, others = said
+        said = self._capacities.get(peer.session)
+        total, others = said if said is not None else (peer.facts.get("offers", {}), {})
         sums = dict(others)
         for other in list(self.runs.values()):
             if other.key != key and other.away is not None and not other.over:
@@ -178,8 +185,8 @@ class Hub:
     def offered(self) -> dict[str, Mapping[str, float] | None]:
         """What each node that was ever seen offers, or did last, in units; None if unknown."""
         found: dict[str, Mapping[str, float] | None] = {}
-        for name in self.cluster.known():
-            total = self._totals.get(name)
+        for name, record in self.cluster.known().items():
+            total = record.facts.get("offers")
             found[name] = None if total is None else from_micro(total)
         return found
 
@@ -246,7 +253,6 @@ class Hub:
                 data.away.outcomes(peer, message)
         elif isinstance(message, Capacity):
             self._capacities[peer.session] = (message.total, message.others)
-            self._totals[peer.name] = message.total
             self.version += 1
             for data in list(self.runs.values()):
                 if data.ref is not None and not data.over and data.away is not None:
@@ -359,6 +365,7 @@ class Hub:
         self._held = held
         self.version += 1
         total = self._offered_here()
+        self._publish(total)
         for peer in peers:
             theirs = {
                 g.key for (session, _), g in list(self.guests.items()) if session == peer.session
