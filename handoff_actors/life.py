@@ -59,7 +59,6 @@ from handoff_actors.results.locations import DataLocationRegistry
 from handoff_actors.results.store import Available, ResultStore
 
 if TYPE_CHECKING:
-    from handoff_actors.cluster.peers import Cluster
     from handoff_actors.execution.nodes.hub import Hub
 
 _running: weakref.WeakSet[Life] = weakref.WeakSet()
@@ -370,31 +369,6 @@ class Life(abc.ABC):
     @abc.abstractmethod
     def _forwarded(self, name: str, arguments: Any) -> Any:
         """Carry out what code in a worker process asked for."""
-
-    # Other nodes.
-
-    def _serve_cluster(self, cluster: Cluster) -> None:
-        """Answer what other nodes ask of this one, and have runs use them, from now on."""
-        from handoff_actors.execution.nodes.hub import Hub
-
-        hub = Hub(
-            cluster,
-            self._workers,
-            self._ref("execution_supervisor"),
-            self._ref("resource_tracker"),
-            lambda: self._offered,
-            lambda: next(self._keys),
-            self.options.max_restarts,
-            self.options.node_return_timeout,
-        )
-        hub.open()
-        self._contention.changed = hub.changed
-        self._hub = hub
-
-    def hub(self) -> Hub | None:
-        """What it has of runs over several nodes, if there are or were other nodes."""
-        hub = self._hub
-        return hub if hub is not None and hub.is_used() else None
 
     def _on_available(self, data: RunData, indices: Sequence[int]) -> None:
         ids = tuple(data.plan.ids[i] for i in indices)

@@ -28,7 +28,7 @@ from handoff_actors.options import Options, StartOptions
 if TYPE_CHECKING:
     from handoff_actors.cluster.local import LocalNodes
     from handoff_actors.cluster.mesh import Mesh
-    from handoff_actors.cluster.peers import PeerEvent
+    from handoff_actors.cluster.peers import Cluster, PeerEvent
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node_process.py")
 _UP = 30.0  # seconds for node processes to be up
@@ -153,7 +153,7 @@ class Clustered(Life):
         self._mesh = mesh
         log.info("gateway_open", node=self._name, address=mesh.address)
 
-    def _serve_cluster(self, mesh: Mesh) -> None:
+    def _serve_cluster(self, mesh: Cluster) -> None:
         """Register what this node answers to others, before there are any."""
 
     def _describe(self) -> Any:

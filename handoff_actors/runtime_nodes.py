@@ -24,8 +24,8 @@ from handoff_actors.runtime_cluster import Clustered
 from handoff_actors.status import NodeInfo, RuntimeStatus
 
 if TYPE_CHECKING:
-    from handoff_actors.cluster.mesh import Mesh
-    from handoff_actors.cluster.peers import Peer
+    from handoff_actors.cluster.peers import Cluster, Peer
+    from handoff_actors.execution.nodes.hub import Hub
 
 
 SERVICE = "handoff.node"
@@ -179,9 +179,33 @@ class Nodes(Clustered):
 
     # What other nodes ask.
 
-    def _serve_cluster(self, mesh: Mesh) -> None:
+    def _serve_cluster(self, mesh: Cluster) -> None:
         mesh.serve(SERVICE, on_call=self._asked)
         mesh.publish(capabilities=dict(self._offered.get(self._name, {})))
+        self._open_hub(mesh)
+
+    def _open_hub(self, cluster: Cluster) -> None:
+        """Have runs use other nodes, and run for them, from now on."""
+        from handoff_actors.execution.nodes.hub import Hub
+
+        hub = Hub(
+            cluster,
+            self._workers,
+            self._ref("execution_supervisor"),
+            self._ref("resource_tracker"),
+            lambda: self._offered,
+            lambda: next(self._keys),
+            self.options.max_restarts,
+            self.options.node_return_timeout,
+        )
+        hub.open()
+        self._contention.changed = hub.changed
+        self._hub = hub
+
+    def hub(self) -> Hub | None:
+        """What it has of runs over several nodes, if there are or were other nodes."""
+        hub = self._hub
+        return hub if hub is not None and hub.is_used() else None
 
     def _asked(self, _peer: Peer, request: Any) -> Any:
         tracker = self._ref("resource_tracker")

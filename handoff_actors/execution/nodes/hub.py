@@ -101,7 +101,7 @@ class Hub:
         self._max_restarts = max_restarts
         self._lock = threading.Lock()
         self._capacities: dict[str, tuple[Amounts, Amounts]] = {}
-        self._published: Amounts | None = None
+        self._totals: dict[str, Amounts] = {}
         self._held: dict[Any, dict[str, int]] = {}
         self._said: dict[str, tuple[Amounts, Amounts]] = {}
         self._saying = False
@@ -113,14 +113,7 @@ class Hub:
         """Answer from now on."""
         self.cluster.serve(SERVICE, on_post=self._on_post, on_call=self._on_call)
         self.cluster.serve(VALUES, on_call=self._on_call, on_fetch=self._shelf.on_fetch)
-        self._publish(self._offered_here())
         self.cluster.watch(self._on_peer)
-
-    def _publish(self, total: Amounts) -> None:
-        """What is offered here is known of a node as soon as it is up."""
-        if total != self._published:
-            self._published = dict(total)
-            self.cluster.publish(offers=self._published)
 
     def close(self) -> None:
         """Heed nobody any more."""
@@ -163,7 +156,10 @@ class Hub:
         if peer is None:
             return None
         said = self._capacities.get(peer.session)
-        total, others = said if said is not None else (peer.facts.get("offers", {}), {})
+        if said is None:
+            # What it offers is known as soon as it is up, what of it is free a little later.
+            said = (to_micro(peer.facts.get("capabilities", {}), "capabilities"), {})
+        total, others = said
         sums = dict(others)
         for other in list(self.runs.values()):
             if other.key != key and other.away is not None and not other.over:
@@ -186,8 +182,9 @@ class Hub:
         """What each node that was ever seen offers, or did last, in units; None if unknown."""
         found: dict[str, Mapping[str, float] | None] = {}
         for name, record in self.cluster.known().items():
-            total = record.facts.get("offers")
-            found[name] = None if total is None else from_micro(total)
+            total = self._totals.get(name)
+            said = record.facts.get("capabilities")
+            found[name] = said if total is None else from_micro(total)
         return found
 
     def clock_offset(self, peer: Peer) -> float:
@@ -253,6 +250,7 @@ class Hub:
                 data.away.outcomes(peer, message)
         elif isinstance(message, Capacity):
             self._capacities[peer.session] = (message.total, message.others)
+            self._totals[peer.name] = message.total
             self.version += 1
             for data in list(self.runs.values()):
                 if data.ref is not None and not data.over and data.away is not None:
@@ -365,7 +363,6 @@ class Hub:
         self._held = held
         self.version += 1
         total = self._offered_here()
-        self._publish(total)
         for peer in peers:
             theirs = {
                 g.key for (session, _), g in list(self.guests.items()) if session == peer.session
