@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from handoff_actors.actors.calls import Ref
 from handoff_actors.errors import ConfigurationError, describe
 from handoff_actors.events import Event, Subscription
+from handoff_actors.execution.running import running
 from handoff_actors.execution.workers.supervisor import Describe
 from handoff_actors.resources.capabilities import MICRO
 from handoff_actors.resources.tracker import Claims
@@ -41,7 +42,13 @@ class Status(Nodes):
         ]
         workers = self._ref("worker_supervisor").call(Describe())
         return RuntimeStatus(
-            self._tree(), dict(self._restarts), self._node_infos(), claims, runs, workers
+            self._tree(),
+            dict(self._restarts),
+            self._node_infos(),
+            claims,
+            runs,
+            workers,
+            [found for entry in entries.values() for found in running(entry.data)],
         )
 
     def _node_infos(self) -> list[NodeInfo]:

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from handoff_actors.errors import amounts_text
+from handoff_actors.execution.running import RunningFunction
+
+_SHOWN = 20
+"""So many running functions are named by ``str(status())``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class RuntimeStatus:
         claims: held now.
         runs: in progress, and finished ones that are retained.
         workers: counts of threads, processes, coroutines; abandoned threads.
+        running: the functions that workers are at.
     """
 
     tree: ActorStatus
@@ -89,6 +94,7 @@ class RuntimeStatus:
     claims: Sequence[ClaimStatus]
     runs: Sequence[RunStatus]
     workers: Mapping[str, Any]
+    running: Sequence[RunningFunction] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As dicts, lists, numbers and strings, fit for ``json.dumps(..., default=str)``."""
@@ -126,4 +132,10 @@ class RuntimeStatus:
             for run in self.runs
             if run.state == "running"
         )
+        lines.extend(
+            f"  {at.dag_id!r}: {at.function_id!r} on {at.node}, {at.worker}"
+            for at in self.running[:_SHOWN]
+        )
+        if len(self.running) > _SHOWN:
+            lines.append(f"  and {len(self.running) - _SHOWN} more functions")
         return "\n".join(lines)

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 
 from handoff_actors.errors import (
     ActorCrashedError,
+    ConfigurationError,
     NotStartedError,
     RunCancelledError,
     ValueNotFoundError,
@@ -326,29 +327,24 @@ class ExecutionResult:
         }
 
     def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Write the timeline for Perfetto (ui.perfetto.dev) or ``chrome://tracing``."""
+        """Write the timeline for Perfetto (ui.perfetto.dev) or ``chrome://tracing``.
+
+        A row for each worker of each node; retries, waits and transfers are told apart by their
+        categories.
+
+        Raises:
+            ConfigurationError: this is a copy that came from another process.
+        """
         import json
 
-        events: list[dict[str, Any]] = []
-        rows: list[float] = []
-        nodes = self.allocations
-        for id_, timing in sorted(self.timings.items(), key=lambda item: item[1].start):
-            end = timing.start + timing.duration
-            row = next((r for r, busy in enumerate(rows) if busy <= timing.start), len(rows))
-            rows[row : row + 1] = [end]
-            events.append(
-                {
-                    "name": str(id_),
-                    "cat": "function",
-                    "ph": "X",
-                    "ts": timing.start * 1e6,
-                    "dur": timing.duration * 1e6,
-                    "pid": nodes[id_],
-                    "tid": row,
-                }
+        from handoff_actors.execution.timeline import trace
+
+        if self._data is None:
+            raise ConfigurationError(
+                "a copy of an ExecutionResult has no timeline: write it in the process of the run"
             )
         with open(path, "w", encoding="utf-8") as file:
-            json.dump({"traceEvents": events, "displayTimeUnit": "ms"}, file)
+            json.dump(trace(self._data, self.allocations), file)
 
     def release(self) -> None:
         """Free the values now; reading one afterwards raises."""
@@ -370,6 +366,16 @@ class ExecutionResult:
 
     def __repr__(self) -> str:
         return f"<ExecutionResult of {self.dag_id!r}: {len(self.results)} values>"
+
+    def __str__(self) -> str:
+        from handoff_actors.execution.summary import Summary
+
+        return Summary.of(self, self._data).text()
+
+    def _repr_html_(self) -> str:
+        from handoff_actors.execution.summary import Summary, html
+
+        return html(Summary.of(self, self._data), self._data)
 
 
 def _copy(

@@ -21,6 +21,8 @@ from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.reasons import Exit
 from handoff_actors.actors.timers import Timer
 from handoff_actors.execution.run_state import History
+from handoff_actors.execution.trail import Trail
+from handoff_actors.graph.function import Function
 from handoff_actors.graph.plan import Plan
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ class RunData:
         values: per value index; ``MISSING`` until committed.
         starts: per function, ``time.perf_counter()`` when it began; 0.0 before.
         ends: the same for its end.
+        trail: who ran what, and what was tried in vain.
+        functions: those of the DAG, inline ones too; for pictures.
         done: ``(token, value)`` of attempts that returned, not yet committed.
         reports: other events for the run state, not yet handled.
         histories: of functions that have failed, as committed.
@@ -121,6 +125,7 @@ class RunData:
         "ends",
         "error",
         "finished",
+        "functions",
         "histories",
         "incarnation",
         "key",
@@ -143,6 +148,7 @@ class RunData:
         "submitted",
         "suspects",
         "timer",
+        "trail",
         "values",
         "watched",
     )
@@ -168,6 +174,8 @@ class RunData:
             self.values[i] = inputs[plan.ids[i]]
         self.starts = array("d", bytes(8 * plan.n))
         self.ends = array("d", bytes(8 * plan.n))
+        self.trail = Trail(plan.n)
+        self.functions: Mapping[Hashable, Function] | None = None
         self.submitted = 0.0
         self.timer: Timer | None = None
         self.done: deque[tuple[int, Any]] = deque()

@@ -38,6 +38,7 @@ from handoff_actors.execution.run_state import (
     Withdrawn,
     keep_mask,
 )
+from handoff_actors.execution.trail import FailedAttempt
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.claims import Granted, Infeasible
 from handoff_actors.resources.tracker import Refused
@@ -411,6 +412,13 @@ class Runner(Actor):
             if isinstance(event, Crashed)
             else "it took longer than its timeout"
         )
+        i = event.token % n
+        data.trail.failed.append(
+            FailedAttempt(
+                i, event.token // n + 1, data.starts[i], data.ends[i], data.trail.by[i],
+                event.crash.node if isinstance(event, Crashed) else event.node, what,
+            )
+        )  # fmt: skip
         self.workers.log.info(
             "attempt_failed",
             dag_id=data.dag_id,

@@ -75,6 +75,7 @@ def run_here(data: RunData, runtime: Any) -> None:
             heapq.heappush(ready, (token % n, token))
         i, token = heapq.heappop(ready)
         here.token = token
+        data.trail.by[i] = data.trail.worker("the caller")
         data.starts[i] = clock()
         try:
             data.values[i] = _call(data, i, here)

@@ -7,7 +7,7 @@ breaks the picture or the page around it.
 from __future__ import annotations
 
 import html
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,14 @@ class _Box:
         kind: regular, inline, input, or missing.
         state: of the run, or None.
         level: the longest way that leads to it.
+        bold: it is to stand out.
     """
 
     lines: tuple[str, ...]
     kind: str
     state: str | None
     level: int
+    bold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,16 @@ def to_svg(dag: DAG, states: Mapping[Hashable, str] | None = None) -> str:
     return _svg(_shown(dag, states)) + "\n"
 
 
+def svg_of(
+    functions: Mapping[Hashable, Function],
+    states: Mapping[Hashable, str],
+    path: Collection[Hashable],
+) -> str:
+    """An SVG picture of functions by id, colored by state, those of ``path`` with a bold border."""
+    picture = _picture_of(functions, states, path)
+    return _svg(picture if len(picture.boxes) <= MOST_DRAWN else _collapsed(picture))
+
+
 def to_html(dag: DAG) -> str:
     """The DAG as HTML with a drawing of its own; of a large DAG the levels are drawn."""
     picture = _shown(dag)
@@ -113,7 +125,14 @@ def _shown(dag: DAG, states: Mapping[Hashable, str] | None = None) -> _Picture:
 
 
 def _picture(dag: DAG, states: Mapping[Hashable, str]) -> _Picture:
-    functions = dag.functions
+    return _picture_of(dag.functions, states, ())
+
+
+def _picture_of(
+    functions: Mapping[Hashable, Function],
+    states: Mapping[Hashable, str],
+    path: Collection[Hashable],
+) -> _Picture:
     number = {id_: i for i, id_ in enumerate(functions)}
     missing: dict[Hashable, int] = {}
     edges: dict[tuple[int, int], None] = {}
@@ -126,7 +145,7 @@ def _picture(dag: DAG, states: Mapping[Hashable, str]) -> _Picture:
             edges[there, here] = None
     levels = _levels(len(functions) + len(missing), list(edges))
     boxes = [
-        _Box(tuple(_label(f, states.get(f.id))), f.type, states.get(f.id), levels[i])
+        _Box(tuple(_label(f, states.get(f.id))), f.type, states.get(f.id), levels[i], f.id in path)
         for i, f in enumerate(functions.values())
     ]
     boxes.extend(
@@ -297,10 +316,11 @@ def _svg_box(box: _Box, x: float, y: float) -> str:
         for i, line in enumerate(box.lines[:3])
     )
     radius = 16 if box.kind == "input" else 4
+    bold = ' stroke-width="3"' if box.bold else ""
     return (
         f"<g><title>{title}</title>"
         f'<rect x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="{radius}" '
-        f'fill="{fill}" stroke="{stroke}"{dash}/>{shown}</g>'
+        f'fill="{fill}" stroke="{stroke}"{bold}{dash}/>{shown}</g>'
     )
 
 

@@ -232,6 +232,9 @@ class CoroutineQueue(Queue):
         if flight.token < 0:
             return
         token, flight.token = flight.token, -1
+        data, i = self.data, token % self.data.plan.n
+        data.starts[i], data.ends[i] = flight.began, clock()
+        data.trail.by[i] = data.trail.worker("coroutines")
         flight.expired = True
         if flight.task is not None:
             flight.task.cancel()
@@ -260,6 +263,7 @@ class CoroutineQueue(Queue):
             return
         i = token % data.plan.n
         data.starts[i], data.ends[i] = flight.began, clock()
+        data.trail.by[i] = data.trail.worker("coroutines")
         error: BaseException | None
         try:
             succeeded, outcome = task.result()

@@ -158,6 +158,7 @@ class ProcessLane:
     def _serve(self, worker: ProcessWorker) -> None:
         queue, data = self.queue, self.queue.data
         n = data.plan.n
+        by, me = data.trail.by, data.trail.worker(f"pid {worker.pid}")
         assert data.ref is not None
         while True:
             room = self._quota() - len(self.flying)
@@ -186,7 +187,7 @@ class ProcessLane:
                 if sent is None:
                     continue
                 i = token % n
-                data.starts[i], data.ends[i] = outcome.started, outcome.ended
+                data.starts[i], data.ends[i], by[i] = outcome.started, outcome.ended, me
                 took = outcome.ended - outcome.started
                 self.mean += 0.3 * (took - self.mean) if self.mean else took
                 if self.timer is not None:
@@ -244,7 +245,7 @@ class ProcessLane:
             except SerializationError as error:
                 data.report(Raised(token, error, data.node, final=True))
                 continue
-            self.flying[token] = clock()
+            self.flying[token] = data.starts[i] = clock()
             items.append(
                 WorkItem(token, key, plan.ids[i], token // n + 1, processes.values(data, i))
             )
@@ -291,6 +292,8 @@ class ProcessLane:
             self.timer = None
         if not flying or data.stopping:
             return
+        i = flying[0] % data.plan.n
+        data.ends[i], data.trail.by[i] = clock(), data.trail.worker(f"pid {crash.pid}")
         if self.timed_out in flying:
             data.reports.append(TimedOut(self.timed_out, data.node))
             flying.remove(self.timed_out)

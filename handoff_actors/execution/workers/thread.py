@@ -32,6 +32,11 @@ _LINGER = 0.001
 """Seconds a lane that found nothing to do waits for more, while others of its run are at work."""
 
 
+def _row() -> str:
+    """What the timeline calls the thread that runs this."""
+    return f"thread {threading.current_thread().name.rpartition('-')[2]}"
+
+
 class ThreadLane:
     """See the module.
 
@@ -125,6 +130,7 @@ class ThreadLane:
         pop, ready = queue.ready.popleft, queue.ready
         plain, codes, values, n = plan.plain, plan.codes, data.values, plan.n
         starts, ends = data.starts, data.ends
+        by, me = data.trail.by, data.trail.worker(_row())
         done = data.done.append
         links = data.links
         base = data.context.copy()
@@ -169,7 +175,7 @@ class ThreadLane:
                     value = copy().run(codes[i], *[values[a] for a in args])
             except BaseException as error:
                 now = clock()
-                starts[i], ends[i] = began, now
+                starts[i], ends[i], by[i] = began, now, me
                 began = now
                 following = -1
                 self.token = -1
@@ -180,6 +186,7 @@ class ThreadLane:
             now = clock()
             starts[i] = began
             ends[i] = began = now
+            by[i] = me
             if links is not None and (following := links[i]) >= 0:
                 carried = value
                 self.token = following
@@ -224,6 +231,7 @@ class ThreadLane:
     def _serve_timed(self) -> None:
         queue, data = self.queue, self.queue.data
         plan, n = data.plan, data.plan.n
+        me = data.trail.worker(_row())
         base = data.context.copy()
         base.run(place.set, self)
         while True:
@@ -244,18 +252,20 @@ class ThreadLane:
                 self.timer = self.workers.timers.call_later(
                     timeout, functools.partial(self._expired, gate, token)
                 )
-            began = clock()
+            data.trail.by[i] = me
+            began = data.starts[i] = clock()
             outcome: Any = None
             failed: BaseException | None = None
             try:
                 outcome = invoke(plan.call(i), data.values, self, base)
             except BaseException as error:
                 failed = error
-            data.starts[i], data.ends[i] = began, clock()
+            ended = clock()
             try:
                 gate.pop()
             except IndexError:
                 return
+            data.starts[i], data.ends[i] = began, ended
             self.abandoned = None
             if self.timer is not None:
                 self.timer.cancel()
@@ -280,6 +290,7 @@ class ThreadLane:
             return
         queue = self.queue
         data = queue.data
+        data.ends[token % data.plan.n] = clock()
         self.workers.abandoned.add(self)
         queue.abandon(self)
         self.workers.events.publish(

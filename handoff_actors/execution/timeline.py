@@ -1,0 +1,189 @@
+"""The timeline of a run as Chrome's trace events, which Perfetto opens too.
+
+One process per node, one row per worker. Categories tell what a slice is: ``function``, ``retry``
+(an attempt that did not count), ``wait`` (ready, and no worker yet; on rows of their own) and
+``transfer`` (a value between nodes). A counter shows how many functions run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from handoff_actors.execution.run_data import RunData
+
+_LEAST_WAIT = 0.002
+_SHORTEST_WAIT = 0.001
+"""A wait shorter than this part of the whole run, or so many seconds, is not drawn."""
+_MOST_WAITS = 2000
+_WAITING_ROW = 10_000
+_TRANSFER_ROW = 20_000
+
+Events = list[dict[str, Any]]
+
+
+class _Rows:
+    """Numbers for nodes and workers, and the metadata that names them."""
+
+    def __init__(self) -> None:
+        self.events: Events = []
+        self._nodes: dict[str, int] = {}
+        self._rows: set[tuple[int, int]] = set()
+
+    def node(self, name: str) -> int:
+        """The number of a node."""
+        number = self._nodes.get(name)
+        if number is None:
+            number = self._nodes[name] = len(self._nodes) + 1
+            self._tell("process_name", number, 0, f"node {name}")
+        return number
+
+    def row(self, node: int, number: int, name: str) -> int:
+        """A row of a node, named when it is new."""
+        if (node, number) not in self._rows:
+            self._rows.add((node, number))
+            self._tell("thread_name", node, number, name)
+            self.events.append(
+                {"name": "thread_sort_index", "ph": "M", "pid": node, "tid": number,
+                 "args": {"sort_index": number}}
+            )  # fmt: skip
+        return number
+
+    def _tell(self, what: str, pid: int, tid: int, name: str) -> None:
+        self.events.append(
+            {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
+        )
+
+
+def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
+    """The timeline.
+
+    Args:
+        data: of a run that has ended.
+        nodes: the node that each function ran on.
+
+    Returns:
+        What to write as JSON; times are microseconds since the run was submitted.
+    """
+    rows = _Rows()
+    plan, trail, zero = data.plan, data.trail, data.submitted
+    end = max(data.ends, default=zero)
+    slices: Events = []
+    retries = Counter(failed.index for failed in trail.failed)
+    for i in range(plan.n):
+        if not data.ends[i] or plan.ids[i] not in nodes:
+            continue
+        node = rows.node(nodes[plan.ids[i]])
+        slices.append(
+            _slice(
+                str(plan.ids[i]), "function", data.starts[i] - zero, data.ends[i] - zero,
+                node, _worker_row(rows, node, trail.by[i], trail.crew),
+                attempt=1 + retries[i],
+                **_waited(data, i, retries[i]),
+            )
+        )  # fmt: skip
+    for failed in trail.failed:
+        node = rows.node(failed.node)
+        start = failed.start or failed.end
+        slices.append(
+            _slice(
+                f"{plan.ids[failed.index]} (attempt {failed.attempt})", "retry", start - zero,
+                failed.end - zero, node, _worker_row(rows, node, failed.worker, trail.crew),
+                error=failed.error,
+            )
+        )  # fmt: skip
+    slices += _waits(data, nodes, rows, end - zero)
+    for transfer in trail.transfers:
+        node = rows.node(transfer.target)
+        slices.append(
+            _slice(
+                f"{plan.ids[transfer.index]} from {transfer.source}", "transfer",
+                transfer.start - zero, transfer.end - zero, node,
+                rows.row(node, _TRANSFER_ROW, "transfers"), bytes=transfer.nbytes,
+            )
+        )  # fmt: skip
+    slices += _running(slices)
+    slices.sort(key=lambda event: event["ts"])
+    return {"traceEvents": rows.events + slices, "displayTimeUnit": "ms"}
+
+
+def _waited(data: RunData, i: int, retries: int) -> dict[str, float]:
+    """How long a function waited for a worker; of one that was tried before that is not known."""
+    return {} if retries else {"waited_ms": round(1e3 * (data.starts[i] - _ready(data, i)), 3)}
+
+
+def _slice(
+    name: str, category: str, start: float, end: float, pid: int, tid: int, **args: Any
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "cat": category,
+        "ph": "X",
+        "ts": round(start * 1e6, 3),
+        "dur": round(max(0.0, end - start) * 1e6, 3),
+        "pid": pid,
+        "tid": tid,
+        "args": args,
+        **({"cname": _COLORS[category]} if category in _COLORS else {}),
+    }
+
+
+_COLORS = {"retry": "terrible", "wait": "grey", "transfer": "yellow"}
+
+
+def _worker_row(rows: _Rows, node: int, number: int, crew: list[str]) -> int:
+    return rows.row(node, number, crew[number] or "worker")
+
+
+def _ready(data: RunData, i: int) -> float:
+    """When a function had all it needs."""
+    n = data.plan.n
+    return max([data.ends[d] for d in data.plan.deps[i] if d < n], default=data.submitted)
+
+
+def _waits(data: RunData, nodes: Mapping[Hashable, str], rows: _Rows, total: float) -> Events:
+    """The longest waits, each on the first row that is free."""
+    plan, zero = data.plan, data.submitted
+    again = {failed.index for failed in data.trail.failed}
+    found: list[tuple[float, float, int]] = []
+    for i in range(plan.n):
+        if data.ends[i] and plan.ids[i] in nodes and i not in again:
+            ready = _ready(data, i)
+            if data.starts[i] - ready > max(_SHORTEST_WAIT, _LEAST_WAIT * total):
+                found.append((ready, data.starts[i], i))
+    found.sort(key=lambda wait: wait[0] - wait[1])
+    found = sorted(found[:_MOST_WAITS])
+    free: dict[int, list[float]] = {}
+    slices: Events = []
+    for start, end, i in found:
+        node = rows.node(nodes[plan.ids[i]])
+        busy = free.setdefault(node, [])
+        row = next((r for r, until in enumerate(busy) if until <= start), len(busy))
+        busy[row : row + 1] = [end]
+        tid = rows.row(node, _WAITING_ROW + row, "waiting")
+        slices.append(_slice(f"{plan.ids[i]} waits", "wait", start - zero, end - zero, node, tid))
+    return slices
+
+
+def _running(slices: Events) -> Events:
+    """A counter of the functions that run, for each node; at most some thousand points."""
+    steps: dict[int, list[tuple[float, int]]] = {}
+    for event in slices:
+        if event["cat"] in ("function", "retry"):
+            steps.setdefault(event["pid"], []).extend(
+                [(event["ts"], 1), (event["ts"] + event["dur"], -1)]
+            )
+    counters: Events = []
+    for pid, changes in steps.items():
+        changes.sort()
+        every = max(1, len(changes) // 4000)
+        count = 0
+        for number, (at, change) in enumerate(changes):
+            count += change
+            if number % every == 0 or number == len(changes) - 1:
+                counters.append(
+                    {"name": "running", "cat": "counter", "ph": "C", "ts": at, "pid": pid,
+                     "tid": 0, "args": {"functions": count}}
+                )  # fmt: skip
+    return counters

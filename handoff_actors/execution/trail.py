@@ -1,0 +1,89 @@
+"""What a run leaves behind beside its values: who ran what, and what was tried in vain.
+
+Written by the workers, read by the timeline, the displays and ``status()``. Guarantees that a
+function costs the worker that runs it one store into an array.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An attempt that did not count.
+
+    Attributes:
+        index: of the function in the plan.
+        attempt: 1 for the first.
+        start: ``time.perf_counter()`` when it began; 0.0 if that is not known.
+        end: the same for its end.
+        worker: the number of the worker in ``Trail.crew``.
+        node: the node it ran on.
+        error: what went wrong, in one line.
+    """
+
+    index: int
+    attempt: int
+    start: float
+    end: float
+    worker: int
+    node: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A value that went from node to node.
+
+    Attributes:
+        index: of its function in the plan.
+        source: the node it came from.
+        target: the node it went to.
+        start: ``time.perf_counter()`` when it was asked for.
+        end: the same for its arrival.
+        nbytes: its size.
+    """
+
+    index: int
+    source: str
+    target: str
+    start: float
+    end: float
+    nbytes: int
+
+
+class Trail:
+    """See the module.
+
+    Args:
+        n: how many functions the run has.
+
+    Attributes:
+        by: per function the number of the worker that ran its last attempt; 0 is nobody yet.
+        crew: the names of the workers by number.
+        failed: attempts that did not count.
+        transfers: values that went between nodes.
+    """
+
+    __slots__ = ("_lock", "_numbers", "by", "crew", "failed", "transfers")
+
+    def __init__(self, n: int) -> None:
+        self.by = array("H", bytes(2 * n))
+        self.crew: list[str] = [""]
+        self.failed: list[FailedAttempt] = []
+        self.transfers: list[Transfer] = []
+        self._numbers: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def worker(self, name: str) -> int:
+        """The number of the worker of this name; beyond 65,535 of them they share the last one."""
+        number = self._numbers.get(name)
+        if number is None:
+            with self._lock:
+                number = self._numbers.setdefault(name, min(len(self.crew), 0xFFFF))
+                if number == len(self.crew):
+                    self.crew.append(name)
+        return number
