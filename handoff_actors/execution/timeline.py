@@ -17,6 +17,7 @@ _LEAST_WAIT = 0.002
 _SHORTEST_WAIT = 0.001
 """A wait shorter than this part of the whole run, or so many seconds, is not drawn."""
 _MOST_WAITS = 2000
+_UNKNOWN_ROW = 5_000
 _WAITING_ROW = 10_000
 _TRANSFER_ROW = 20_000
 
@@ -70,15 +71,21 @@ def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
     plan, trail, zero = data.plan, data.trail, data.submitted
     end = max(data.ends, default=zero)
     slices: Events = []
+    free: dict[int, list[float]] = {}
     retries = Counter(failed.index for failed in trail.failed)
-    for i in range(plan.n):
+    for i in sorted(range(plan.n), key=data.starts.__getitem__):
         if not data.ends[i] or plan.ids[i] not in nodes:
             continue
         node = rows.node(nodes[plan.ids[i]])
+        if trail.by[i]:
+            row = _worker_row(rows, node, trail.by[i], trail.crew)
+        else:
+            first = _first_free(free, node, data.starts[i], data.ends[i])
+            row = rows.row(node, _UNKNOWN_ROW + first, f"worker {first + 1}")
         slices.append(
             _slice(
                 str(plan.ids[i]), "function", data.starts[i] - zero, data.ends[i] - zero,
-                node, _worker_row(rows, node, trail.by[i], trail.crew),
+                node, row,
                 attempt=1 + retries[i],
                 **_waited(data, i, retries[i]),
             )
@@ -136,6 +143,14 @@ def _worker_row(rows: _Rows, node: int, number: int, crew: list[str]) -> int:
     return rows.row(node, number, crew[number] or "worker")
 
 
+def _first_free(free: dict[int, list[float]], node: int, start: float, end: float) -> int:
+    """The first of a node's rows that is free from ``start`` on; it is taken until ``end``."""
+    busy = free.setdefault(node, [])
+    row = next((r for r, until in enumerate(busy) if until <= start), len(busy))
+    busy[row : row + 1] = [end]
+    return row
+
+
 def _ready(data: RunData, i: int) -> float:
     """When a function had all it needs."""
     n = data.plan.n
@@ -158,9 +173,7 @@ def _waits(data: RunData, nodes: Mapping[Hashable, str], rows: _Rows, total: flo
     slices: Events = []
     for start, end, i in found:
         node = rows.node(nodes[plan.ids[i]])
-        busy = free.setdefault(node, [])
-        row = next((r for r, until in enumerate(busy) if until <= start), len(busy))
-        busy[row : row + 1] = [end]
+        row = _first_free(free, node, start, end)
         tid = rows.row(node, _WAITING_ROW + row, "waiting")
         slices.append(_slice(f"{plan.ids[i]} waits", "wait", start - zero, end - zero, node, tid))
     return slices

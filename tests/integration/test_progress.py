@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import io
+import sys
 import threading
 import weakref
 
 import pytest
 
 import handoff_actors as handoff
-from handoff_actors import progress as following
+from handoff_actors.progress import terminal as screens
 
 DEADLINE = 20.0
 
@@ -213,7 +214,7 @@ def test_the_bar_on_a_terminal(runtime, eventually, monkeypatch):
     for run in runs:
         run.result(DEADLINE)
     no_subscription(runtime, eventually)
-    eventually(lambda: following._screen._display is None)
+    eventually(lambda: not screens.screen.active)
     drawn = stderr.getvalue()
     assert "run [red] 40" in drawn  # an id is no markup
     assert "40/40" in drawn
@@ -245,3 +246,119 @@ def test_output_into_a_file_stays_there(runtime, eventually, monkeypatch):
     no_subscription(runtime, eventually)
     assert stdout.getvalue() == "a row of data\n" * 2
     assert "a row of data" not in stderr.getvalue()
+
+
+def test_the_screen_says_what_runs_and_what_went_wrong(runtime, eventually, monkeypatch):
+    stderr = Terminal()
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    go_on = threading.Event()
+
+    def flaky():
+        if handoff.current().attempt == 1:
+            raise ValueError("no [answer]")
+        go_on.wait(DEADLINE)
+
+    dag = handoff.new("one [bold]")
+    dag.add_function(handoff.Function("flaky [red]", (), flaky))
+    run = runtime.submit(dag, progress=True)
+    try:
+        eventually(lambda: "attempt 2" in stderr.getvalue())
+    finally:
+        go_on.set()
+    run.result(DEADLINE)
+    no_subscription(runtime, eventually)
+    drawn = stderr.getvalue()
+    assert "flaky [red]: attempt 1 failed, again at once: ValueError('no [answer]')" in drawn
+    assert "1 running, 0 ready, 0 waiting, 1 attempts failed" in drawn
+    assert "succeeded: 1/1 functions in " in drawn
+    eventually(lambda: "handoff-progress" not in {t.name for t in threading.enumerate()})
+
+
+def test_a_log_gets_plain_lines(runtime, eventually, monkeypatch, tmp_path):
+    from handoff_actors.progress import lines
+
+    monkeypatch.setattr(lines, "_FIRST", 0.01)
+    go_on = threading.Event()
+
+    def fail():
+        if handoff.current().attempt == 1:
+            raise ValueError("no answer")
+
+    dag = chain(3, id="logged")
+    dag.add_function(handoff.Function("fails", (), fail))
+    dag.add_function(handoff.Function("waits", (), lambda: go_on.wait(DEADLINE)))
+    with open(tmp_path / "log", "w") as log:
+        monkeypatch.setattr("sys.stderr", log)
+        run = runtime.submit(dag, progress=True)
+        try:
+            eventually(lambda: "4/5 (80 %)" in (tmp_path / "log").read_text())
+        finally:
+            go_on.set()
+        run.result(DEADLINE)
+        no_subscription(runtime, eventually)
+        monkeypatch.undo()
+    said = (tmp_path / "log").read_text().splitlines()
+    assert all(line.startswith("handoff logged: ") for line in said)
+    assert "handoff logged: fails: attempt 1 failed, again at once: ValueError('no answer')" in said
+    assert "1 running, 0 ready, 0 waiting" in " ".join(said)
+    assert said[-1].startswith("handoff logged: succeeded: 5/5 functions in ")
+
+
+def test_many_failures_do_not_flood_a_log(runtime, eventually, monkeypatch, tmp_path):
+    def fail():
+        if handoff.current().attempt == 1:
+            raise ValueError
+
+    dag = handoff.new("flood")
+    for i in range(200):
+        dag.add_function(handoff.Function(i, (), fail))
+    with open(tmp_path / "log", "w") as log:
+        monkeypatch.setattr("sys.stderr", log)
+        runtime.execute(dag, progress=True)
+        no_subscription(runtime, eventually)
+        monkeypatch.undo()
+    said = (tmp_path / "log").read_text().splitlines()
+    assert len(said) == 22
+    assert said[-2] == "handoff flood: 180 more like these"
+
+
+def test_a_log_that_is_closed_harms_nobody(runtime, eventually, monkeypatch, tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        monkeypatch.setattr("sys.stderr", log)
+        go_on = threading.Event()
+        run = runtime.submit(chain(1, lambda: go_on.wait(DEADLINE)), progress=True)
+        monkeypatch.undo()
+    go_on.set()
+    assert run.result(DEADLINE).results[0] is True
+    no_subscription(runtime, eventually)
+
+
+def test_a_notebook_gets_an_output_that_is_updated(runtime, eventually, monkeypatch):
+    from types import ModuleType, SimpleNamespace
+
+    shown = []
+
+    class ZMQInteractiveShell:
+        pass
+
+    ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.get_ipython = ZMQInteractiveShell
+    display.HTML = str
+    display.display = lambda html, **_: shown.append(html) or SimpleNamespace(update=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+    def fail():
+        if handoff.current().attempt == 1:
+            raise ValueError("<no answer>")
+
+    dag = chain(2, id="<cell>")
+    dag.add_function(handoff.Function("fails", (), fail))
+    runtime.execute(dag, progress=True)
+    no_subscription(runtime, eventually)
+    assert "0/3" in shown[0]
+    assert "width:100%" in shown[-1]
+    assert "<b>&lt;cell&gt;</b> 3/3" in shown[-1]
+    assert "ValueError(&#x27;&lt;no answer&gt;&#x27;)" in shown[-1]
+    eventually(lambda: "handoff-progress" not in {t.name for t in threading.enumerate()})
