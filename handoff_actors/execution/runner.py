@@ -119,6 +119,8 @@ class Runner(Actor):
         if fresh:
             data.queues = self.workers.queues(data)
             self.state.links = data.links
+            if data.away is not None:
+                data.away.begin()
         self.queues = data.queues
         self.single = self.queues[0] if len(self.queues) == 1 else None
         own = options.allocator is not None and not isinstance(options.allocator, str)

@@ -11,14 +11,21 @@ posted in vain; that it died comes as a message, and then its attempts and value
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.cluster.payload import Payload
 from handoff_actors.cluster.peers import Peer
 from handoff_actors.cluster.remote_errors import load_exception
-from handoff_actors.errors import CrashedAttempt, NodeDownError, SerializationError
+from handoff_actors.errors import (
+    CrashedAttempt,
+    NodeDownError,
+    SerializationError,
+    ValueNotFoundError,
+)
 from handoff_actors.execution.lossy_state import LossyState
+from handoff_actors.execution.nodes.fetching import GoneError
 from handoff_actors.execution.nodes.gather import Gatherer
 from handoff_actors.execution.nodes.lessons import (
     CodeBook,
@@ -97,6 +104,7 @@ class Abroad:
     Attributes:
         spread: where its attempts are.
         made: the nodes that made values, by index; the others were made here.
+        preset: functions that need not run, when only some are to.
     """
 
     def __init__(self, data: RunData, hub: Hub) -> None:
@@ -118,6 +126,8 @@ class Abroad:
             input_bytes=self._input_bytes,
         )
         self.made: dict[int, str] = {}
+        self.preset: bytearray | None = None
+        self._remaking = threading.Lock()
         self.held = {
             source.producer
             for call in plan.calls.values()
@@ -140,8 +150,10 @@ class Abroad:
         data = self.data
         n = data.plan.n
         if fresh:
-            return LossyState(data.plan, data.options.max_retries, kept, None)
+            return LossyState(data.plan, data.options.max_retries, kept, None, self.preset)
         done = data.succeeded()
+        if self.preset is not None:
+            done = bytearray(a | b for a, b in zip(done, self.preset, strict=True))
         out = {token % n for token in [*self.spread.members(), *data.retrying]}
         state = LossyState(
             data.plan, data.options.max_retries, kept, data.links, done, data.histories, out
@@ -159,6 +171,14 @@ class Abroad:
     def follow(self, state: LossyState) -> None:
         """Heed the links that this state cuts."""
         self._cut = state.cut
+
+    def begin(self) -> None:
+        """The run has its queues, and nothing has begun."""
+        links, preset = self.data.links, self.preset
+        if links is not None and preset is not None:
+            for i, following in enumerate(links):
+                if following >= 0 and preset[following]:
+                    links[i] = -1
 
     # Placing.
 
@@ -460,14 +480,32 @@ class Abroad:
         return mine
 
     def bring(self, indices: Sequence[int]) -> None:
-        """Have values here; blocks.
+        """Have values here; blocks. What is lost is made again.
 
         Raises:
             Exception: why the first of those that cannot be had cannot.
         """
-        failed = self.hub.bring(self.data, indices)
-        for error in failed.values():
-            raise error
+        data = self.data
+        lost: list[int] = []
+        for i, error in self.hub.bring(data, indices).items():
+            if not isinstance(error, GoneError):
+                raise error
+            lost.append(i)
+        if not lost:
+            return
+        if not data.over:
+            raise ValueNotFoundError(
+                f"the result of function {data.plan.ids[lost[0]]!r} of DAG {data.dag_id!r} was "
+                "lost with its node, and is being made again",
+                dag_id=data.dag_id,
+                value_id=data.plan.ids[lost[0]],
+            )
+        from handoff_actors.execution.nodes.remake import remake
+
+        with self._remaking:
+            lost = [i for i in lost if isinstance(data.values[i], Located)]
+            if lost:
+                remake(self.hub, data, lost)
 
     # Its end.
 

@@ -94,11 +94,11 @@ class Hub:
         self.runs: dict[int, RunData] = {}
         self.guests: dict[tuple[str, int], GuestData] = {}
         self._by_name: dict[RunName, GuestData] = {}
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         self._tracker = tracker
         self._offered = offered
         self._keys = keys
-        self._max_restarts = max_restarts
+        self.max_restarts = max_restarts
         self._lock = threading.Lock()
         self._capacities: dict[str, tuple[Amounts, Amounts]] = {}
         self._totals: dict[str, Amounts] = {}
@@ -126,6 +126,10 @@ class Hub:
         """A run of this node may use other nodes."""
         data.away = Abroad(data, self)
         self.runs[data.key] = data
+
+    def new_key(self) -> int:
+        """A key for a run that no desk has admitted."""
+        return self._keys()
 
     def forget(self, key: int) -> None:
         """A run of this node is released."""
@@ -273,11 +277,11 @@ class Hub:
             restart="transient",
             name=guest.name,
             counted=False,
-            max_restarts=self._max_restarts,
+            max_restarts=self.max_restarts,
         )
         ref = start_soon(
             self.workers.system,
-            self._supervisor,
+            self.supervisor,
             spec,
             on_error=lambda error: self.workers.log.error("guest_failed", error=str(error)),
         )
