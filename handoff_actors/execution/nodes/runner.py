@@ -6,6 +6,7 @@ pinned work waits for its node, and how soon a wait that is hopeless is given up
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,9 +36,15 @@ _ASK_AGAIN = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A node that attempts wait for should have returned by now."""
+    """A node that attempts wait for should have returned by now.
+
+    Attributes:
+        node: its name.
+        absence: which of its absences it is about.
+    """
 
     node: str
+    absence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,8 @@ class RunnerAbroad:
         self.runner = runner
         self.away = away
         self._lossy: LossyState | None = None
-        self._awaited: set[str] = set()
+        self._awaited: dict[str, int] = {}
+        self._absences = itertools.count(1)
         self._looking = False
         self._seen: set[int] = set()
         self._hopeless = False
@@ -80,6 +88,7 @@ class RunnerAbroad:
         away, runner = self.away, self.runner
         running = runner.data.state == "running"
         if isinstance(message, (PeerUp, PeerBack)):
+            self._awaited.pop(message.peer.name, None)
             away.node_up(message.peer)
         elif isinstance(message, PeerSuspect):
             away.node_suspect(message.peer)
@@ -88,9 +97,10 @@ class RunnerAbroad:
             if running:
                 runner.feed(lost)
         elif isinstance(message, Overdue):
-            self._awaited.discard(message.node)
-            if running and away.spread.overdue(message.node):
-                self._give_up_on(message.node)
+            if self._awaited.get(message.node) == message.absence:
+                del self._awaited[message.node]
+                if running and away.spread.overdue(message.node):
+                    self._give_up_on(message.node)
         elif isinstance(message, StillHopeless):
             self._hopeless = False
             if running and away.spread.hopeless():
@@ -212,8 +222,8 @@ class RunnerAbroad:
         limit = away.hub.node_return_timeout
         for name in spread.parked:
             if name not in spread.sites and name not in self._awaited:
-                self._awaited.add(name)
-                timers.send_after(limit, runner.ref, Overdue(name))
+                absence = self._awaited[name] = next(self._absences)
+                timers.send_after(limit, runner.ref, Overdue(name, absence))
         if not spread.waits and not spread.is_ahead:
             return
         if not self._looking:
