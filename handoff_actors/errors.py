@@ -20,6 +20,7 @@
     │  ├─ SerializationError           a value or a function cannot cross to a process
     │  ├─ RunCancelledError (concurrent.futures.CancelledError)
     │  └─ ExecutionTimeoutError (TimeoutError)
+    ├─ CheckpointError                 the file cannot be used: in use, damaged, foreign
     ├─ ValueNotFoundError (LookupError)
     ├─ ResultTimeoutError (TimeoutError)
     ├─ NodeError
@@ -195,6 +196,12 @@ class ExecutionTimeoutError(ExecutionError, TimeoutError):
     """The run did not end within its ``timeout`` (seconds); it was cancelled."""
 
     timeout: float
+
+
+class CheckpointError(HandoffError):
+    """The file at ``path`` is in use, damaged, or no checkpoint; nothing of it was used."""
+
+    path: str
 
 
 class ValueNotFoundError(HandoffError, LookupError):

@@ -135,6 +135,15 @@ class AttemptFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultNotKept(Event):
+    """A result is not in the run's checkpoint, and its function will run again; ``reason`` why."""
+
+    dag_id: Hashable
+    function_id: Hashable
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(Event):
     """A worker process is ready."""
 

@@ -105,7 +105,9 @@ class Runtime(Values, Status):
             progress: True shows a progress bar on a terminal; a callable gets a ``Progress`` as
                 functions finish.
             synchronous: run one function after another on this thread, before this returns.
-            checkpoint: not available in this version.
+            checkpoint: the path of a file that keeps results as functions finish. The same call
+                goes on from there after whatever ended this process; what has changed since, by
+                content, runs again. Only give it files that you trust: they are pickles.
 
         Returns:
             A future of its ``ExecutionResult``.
@@ -115,6 +117,7 @@ class Runtime(Values, Status):
             AllocationError: a function needs more than any node has.
             AlreadyRunningError: a run of this ``dag_id`` is in progress.
             SerializationError: what must leave the process cannot.
+            CheckpointError: the checkpoint is in use, damaged, or no checkpoint.
             ConfigurationError: an argument has a value that cannot be used.
         """
         return self._submit(dag, **_complete(options), local=False, wait=True)
@@ -124,12 +127,23 @@ class Runtime(Values, Status):
         return self._submit(dag, **_complete(options), local=False, wait=False)
 
     def _submit(
-        self, dag: DAG, *, synchronous: bool, progress: Any, wait: bool, **options: Any
+        self,
+        dag: DAG,
+        *,
+        synchronous: bool,
+        progress: Any,
+        wait: bool,
+        checkpoint: Any,
+        **options: Any,
     ) -> Run:
         executor = self._ref("distributed_executor")
         run, data = prepare(self, dag, next(self._keys), **options)
         if not (synchronous or options["local"]) and (hub := self.hub()) is not None:
             hub.send_abroad(data)
+        if checkpoint is not None:
+            from handoff_actors.execution.restoring import restore
+
+            restore(checkpoint, dag, data, run, self._workers)
         if progress:
             from handoff_actors.progress import show
 
@@ -148,7 +162,10 @@ class Runtime(Values, Status):
             finally:
                 if data.state == "running":
                     data.state = "failed"
+                keeper = data.checkpoint
                 self._desk.finish(data)
+                if keeper is not None:
+                    keeper.join()
         return run
 
     def execute(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:

@@ -18,6 +18,7 @@ import enum
 import functools
 import hashlib
 import importlib
+import importlib.util
 import struct
 import sys
 import types
@@ -230,6 +231,7 @@ class Content:
         found: dict[str, Any] = {}
         builtins: Any = function.__builtins__  # type: ignore[attr-defined]  # since 3.10
         for code in _with_inner(function.__code__):
+            before: list[Any] = [0, None]  # the level and the names of an import
             for instruction in dis.get_instructions(code):
                 name = instruction.argval
                 if instruction.opname in _GLOBAL_OPS:
@@ -242,8 +244,9 @@ class Content:
                     elif name not in builtins:
                         found[name] = "not defined"
                 elif instruction.opname == "IMPORT_NAME":
-                    with contextlib.suppress(ImportError):
-                        found[f"import {name}"] = importlib.import_module(name)
+                    package = function.__globals__.get("__package__") or ""
+                    found.update(_imported(name, before[-2], package))
+                before = [before[-1], name]
         return found
 
     def _module(self, module: types.ModuleType, names: Iterable[str]) -> Iterable[bytes]:
@@ -294,6 +297,18 @@ def _with_inner(code: types.CodeType) -> Iterable[types.CodeType]:
 
 def _attributes(code: types.CodeType) -> list[str]:
     return sorted({name for inner in _with_inner(code) for name in inner.co_names})
+
+
+def _imported(name: str, level: Any, package: str) -> dict[str, Any]:
+    """The module of an import statement, and the packages above it, which it binds too."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ImportError):
+        if isinstance(level, int) and level:
+            name = importlib.util.resolve_name("." * level + name, package)
+        while name:
+            found[f"import {name}"] = importlib.import_module(name)
+            name = name.rpartition(".")[0]
+    return found
 
 
 def _is_global(function: types.FunctionType) -> bool:

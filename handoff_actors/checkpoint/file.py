@@ -10,6 +10,7 @@ The values are pickles: **whoever can write the file can run code in the process
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pickle
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from handoff_actors.cluster.payload import Payload, dumps, loads
-from handoff_actors.errors import CheckpointError, ConfigurationError, SerializationError, describe
+from handoff_actors.errors import CheckpointError, ConfigurationError, describe
 
 _MARK = 0x48616E64
 """SQLite's ``application_id`` of our files: "Hand"."""
@@ -47,25 +48,35 @@ class CheckpointFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
             self.path = Path(os.fspath(path))
-        except TypeError:
+        except (TypeError, ValueError):
             raise ConfigurationError(
                 f"checkpoint= is the path of a file, not {describe(path)}"
             ) from None
+        if "\0" in str(self.path) or isinstance(path, bytes):
+            raise ConfigurationError(f"checkpoint= is the path of a file, not {describe(path)}")
         if not self.path.parent.is_dir():
             raise ConfigurationError(f"checkpoint={str(path)!r}: there is no folder for it")
         if self.path.is_dir():
             raise ConfigurationError(f"checkpoint={str(path)!r} is a folder; give it a file")
         try:
-            self._database = self._open()
+            self._lock = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._error(f"cannot be opened: {error}") from error
+        try:
+            self._database = self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def _open(self) -> sqlite3.Connection:
-        new = not self.path.exists() or self.path.stat().st_size == 0
-        if not new:
-            with open(self.path, "rb") as file:
-                if file.read(16) != b"SQLite format 3\0":
-                    raise self._error("is no checkpoint")
+        # SQLite's own locks are gone as soon as anybody in this process closes the file: this one
+        # is of the descriptor, and goes with the process.
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise self._error("is in use by another run, here or in another process") from None
+        if os.pread(self._lock, 16, 0) not in (b"", b"SQLite format 3\0"):
+            raise self._error("is no checkpoint")
         database = sqlite3.connect(
             self.path, timeout=0.0, isolation_level=None, check_same_thread=False
         )
@@ -85,12 +96,12 @@ class CheckpointFile:
             database.execute("COMMIT")
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version != _FORMAT:
-                raise self._error(f"has format {version}; this version of the library has {_FORMAT}")
+                raise self._error(
+                    f"has format {version}; this version of the library has {_FORMAT}"
+                )
             self._check(database)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             database.close()
-            if "locked" in str(error) or "busy" in str(error):
-                raise self._error("is in use by another run, here or in another process") from None
             raise self._error(f"is damaged: {error}") from error
         except BaseException:
             database.close()
@@ -125,9 +136,9 @@ class CheckpointFile:
                     "SELECT value FROM results WHERE key=?", (key,)
                 ).fetchone()
                 if row is not None:
-                    with contextlib.suppress(SerializationError, pickle.UnpicklingError):
+                    with contextlib.suppress(Exception):
                         # What cannot be read here, as a module has changed, is made again.
-                        found[key] = loads(pickle.loads(row[0]))
+                        found[key] = unpack(row[0])
         except sqlite3.Error as error:
             raise self._error(f"is damaged: {error}") from error
         return found
@@ -158,16 +169,30 @@ class CheckpointFile:
         """Let go of the file."""
         with contextlib.suppress(sqlite3.Error):
             self._database.close()
+        os.close(self._lock)
 
 
 def pack(value: Any, what: str) -> bytes:
     """A value as it stands in a file.
 
+    What the script defines is told by its name, as the script will be there again; what has no
+    name goes by value.
+
     Raises:
         SerializationError: it cannot be pickled.
     """
-    payload = dumps(value, what)
-    return pickle.dumps(Payload(payload.head, [bytes(memoryview(b)) for b in payload.buffers]), 5)
+    try:
+        return b"P" + pickle.dumps(value, 5)
+    except Exception:  # any reducer may raise anything; the slow way says what
+        payload = dumps(value, what)
+        buffers = [bytes(memoryview(buffer)) for buffer in payload.buffers]
+        return b"V" + pickle.dumps(Payload(payload.head, buffers), 5)
+
+
+def unpack(packed: bytes) -> Any:
+    """The value that was packed; raises whatever keeps it from being read here."""
+    value = pickle.loads(memoryview(packed)[1:])
+    return loads(value) if packed[:1] == b"V" else value
 
 
 def _sum(key: bytes, value: bytes) -> bytes:

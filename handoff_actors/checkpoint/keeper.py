@@ -19,9 +19,10 @@ from handoff_actors.errors import CheckpointError, SerializationError, describe
 from handoff_actors.events import EventBus, ResultNotKept, log
 from handoff_actors.graph.dag import DAG
 
-_GATHER = 0.05
-"""Seconds of results that one transaction gathers while they keep coming."""
 _MOST = 500
+"""Results in one transaction."""
+_LETTING_GO = 5.0
+"""Seconds that the end of a run may take to write what is left."""
 
 
 class Keeper:
@@ -34,6 +35,7 @@ class Keeper:
         dag_id: the run's, for events.
         ids: the ids of its regular functions by index.
         events: where it tells of results that are not kept.
+        resolve: the value itself, for an index and what was put; may block; LookupError when gone.
 
     Attributes:
         had: indices of the functions whose result the file has.
@@ -51,11 +53,13 @@ class Keeper:
         dag_id: Hashable,
         ids: Sequence[Hashable],
         events: EventBus,
+        resolve: Callable[[int, Any], Any],
     ) -> None:
         self._file = CheckpointFile(path)
         self._dag_id = dag_id
         self._ids = ids
         self._events = events
+        self._resolve = resolve
         self._queue: SimpleQueue[list[tuple[int, Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
@@ -105,6 +109,11 @@ class Keeper:
                 self._run()
         return True
 
+    def let_go(self, path: object) -> None:
+        """If this is just letting go of the file at ``path``, wait until it has."""
+        if self._closing and str(path) == str(self._file.path):
+            self.join(_LETTING_GO)
+
     def join(self, timeout: float | None = None) -> None:
         """Wait until the file is let go of."""
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
@@ -137,9 +146,7 @@ class Keeper:
             if len(packed) >= _MOST:
                 break
             try:
-                # A little patience makes one transaction of many results, and never delays one
-                # for longer than it takes to notice.
-                batch = self._queue.get(timeout=_GATHER if len(packed) > 1 else 0.002)
+                batch = self._queue.get_nowait()  # what came while the last ones were written
             except Empty:
                 break
             more = batch is not None
@@ -151,12 +158,13 @@ class Keeper:
                     self._not_kept(name[0], str(error))
         return more
 
-    def _pack(
-        self, packed: dict[bytes, tuple[str, bytes]], i: int, key: bytes, value: Any
-    ) -> None:
+    def _pack(self, packed: dict[bytes, tuple[str, bytes]], i: int, key: bytes, value: Any) -> None:
         id_ = self._ids[i]
         try:
+            value = self._resolve(i, value)
             packed[key] = describe(id_), pack(value, f"result of function {id_!r}")
+        except LookupError:
+            return  # nobody needed it any more: it was freed where it was
         except SerializationError as error:
             self._not_kept(id_, str(error))
         except Exception as error:  # MemoryError: the run has its value all the same

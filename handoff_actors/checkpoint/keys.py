@@ -73,9 +73,7 @@ def _own(function: Function, codes: dict[int, bytes]) -> list[bytes]:
             code = resolve_code(function.code or "", function.id)
             known = codes[id(function.code)] = digest(code)
         converters = [
-            (arg.serialization_fn, arg.deserialization_fn)
-            if isinstance(arg, Argument)
-            else None
+            (arg.serialization_fn, arg.deserialization_fn) if isinstance(arg, Argument) else None
             for arg in function.args
         ]
         parts = [known, digest((with_extras(function.init), converters))]

@@ -57,14 +57,11 @@ def prepare(
     max_concurrency: int | None,
     timeout: float | None,
     keep: str | Iterable[Hashable],
-    checkpoint: Any,
     local: bool,
 ) -> tuple[Run, RunData]:
     """A run of ``dag`` that has not begun; see ``Runtime.submit`` for arguments and errors."""
     if not isinstance(dag, DAG):
         raise InvalidDAGError(f"what is run must be a DAG, not {describe(dag)}")
-    if checkpoint is not None:
-        raise ConfigurationError("checkpoint= is not available in this version")
     plan = dag.plan()
     dag_id = dag.id if dag_id is None else dag_id
     try:

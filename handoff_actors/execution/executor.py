@@ -109,7 +109,14 @@ class Desk:
         self.runs = Runs()
 
     def finish(self, data: RunData) -> None:
-        """Answer the run; called by its runner when it has its outcome."""
+        """Answer the run; called by its runner when it has its outcome.
+
+        A run with a checkpoint has its answer once all is in the file.
+        """
+        if data.checkpoint is None or not data.checkpoint.close(lambda: self._tell(data)):
+            self._tell(data)
+
+    def _tell(self, data: RunData) -> None:
         entry = self.table.view.get(data.key)
         run = entry.run if entry is not None else None
         events = self.workers.events

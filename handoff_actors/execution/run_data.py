@@ -26,6 +26,7 @@ from handoff_actors.graph.function import Function
 from handoff_actors.graph.plan import Plan
 
 if TYPE_CHECKING:
+    from handoff_actors.checkpoint.keeper import Keeper
     from handoff_actors.execution.nodes.abroad import Abroad
     from handoff_actors.execution.queues import Queue
     from handoff_actors.execution.run import Run
@@ -112,11 +113,14 @@ class RunData:
         code_keys: under which numbers worker processes know the code of functions.
         listeners: queues that get the index of each function as it finishes.
         away: what there is beside it when it may use other nodes.
+        checkpoint: keeps its results in a file, if it is to.
+        restored: some of its functions had finished in an earlier life, by its checkpoint.
     """
 
     __slots__ = (
         "__weakref__",
         "away",
+        "checkpoint",
         "code_keys",
         "context",
         "dag_id",
@@ -140,6 +144,7 @@ class RunData:
         "queues",
         "ref",
         "reports",
+        "restored",
         "retrying",
         "run",
         "starts",
@@ -197,6 +202,8 @@ class RunData:
         self.listeners: list[SimpleQueue[int | None]] = []
         self.incarnation = 0
         self.away: Abroad | None = None
+        self.checkpoint: Keeper | None = None
+        self.restored = False
         self.ref: Ref | None = None
         self.run: Callable[[], Run | None] = weakref.ref(run)
         self.context = contextvars.copy_context()
@@ -238,6 +245,18 @@ class RunData:
             value = self.values[index]
         return value
 
+    def resolve(self, index: int, value: Any) -> Any:
+        """A value itself, where ``value`` may say that it is on another node; blocks.
+
+        Raises:
+            LookupError: it was freed there.
+        """
+        if isinstance(value, Elsewhere):
+            value = self.read(index)
+        if value is FREED or value is MISSING:
+            raise LookupError(index)
+        return value
+
     def bring(self, indices: Iterable[int]) -> None:
         """Have values here that are on other nodes, many at once; blocks.
 
@@ -264,6 +283,7 @@ class RunData:
         self.retrying = self.suspects = self.watched = set()
         self.code_keys = {}
         self.links = None
+        self.checkpoint = None
         self.ref = _ENDED
         if self.timer is not None:
             self.timer.cancel()

@@ -189,6 +189,9 @@ class RunState:
                 if self.needed is not None:
                     for d in plan.deps[i]:
                         self.needed[d] -= 1
+        for i in range(plan.n):
+            if self.done[i] and self.left[i]:
+                self.left[i] = -1  # done before what it takes, by a checkpoint: never ready again
 
     def handle(self, event: Event) -> Step:
         """What ``event`` asks for."""
@@ -317,7 +320,7 @@ class RunState:
         assert self.remaining == plan.n - sum(self.done)
         for i in range(plan.n):
             waits = sum(1 for d in plan.deps[i] if d < plan.n and not self.done[d])
-            assert self.left[i] == waits, (i, self.left[i], waits)
+            assert self.left[i] == waits or (self.done[i] and self.left[i] < 0), (i, self.left[i])
             if self.needed is not None:
                 assert self.needed[i] == sum(1 for d in plan.dependents[i] if not self.done[d])
 

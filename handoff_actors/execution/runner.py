@@ -106,18 +106,20 @@ class Runner(Actor):
             from handoff_actors.execution.nodes.runner import RunnerAbroad
 
             self.abroad = RunnerAbroad(self, data.away)
-            self.state = self.abroad.state(kept, fresh)
+            self.state = self.abroad.state(kept, fresh and not data.restored)
         else:
             self.state = RunState(
                 plan,
                 options.max_retries,
                 kept,
                 data.links if not fresh else None,
-                None if fresh else data.succeeded(),
+                None if fresh and not data.restored else data.succeeded(),
                 data.histories,
             )
         if fresh:
             data.queues = self.workers.queues(data)
+            if data.restored and data.links is not None:
+                data.links = [d if data.values[d] is MISSING else -1 for d in data.links]
             self.state.links = data.links
             if data.away is not None:
                 data.away.begin()
@@ -225,6 +227,8 @@ class Runner(Actor):
         for token, value in batch:
             if values[token % n] is MISSING:
                 values[token % n] = value
+        if data.checkpoint is not None:
+            data.checkpoint.put([(token % n, value) for token, value in batch])
         data.finished = n - self.state.remaining
         if self.abroad is not None:
             self.abroad.away.ended(tokens)

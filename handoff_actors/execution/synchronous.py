@@ -51,7 +51,12 @@ def run_here(data: RunData, runtime: Any) -> None:
     """
     plan = data.plan
     n = plan.n
-    state = RunState(plan, data.options.max_retries, keep_mask(plan, data.options.keep))
+    state = RunState(
+        plan,
+        data.options.max_retries,
+        keep_mask(plan, data.options.keep),
+        done=data.succeeded() if data.restored else None,
+    )
     here = _Here(data, runtime)
     ready: list[tuple[int, int]] = []
     event: Event = Start()
@@ -86,6 +91,8 @@ def run_here(data: RunData, runtime: Any) -> None:
             event = Raised(token, error, data.node)
         else:
             event = Succeeded((token,))
+            if data.checkpoint is not None:
+                data.checkpoint.put([(i, data.values[i])])
             data.finished += 1
         data.ends[i] = clock()
 

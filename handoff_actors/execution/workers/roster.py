@@ -28,6 +28,7 @@ from handoff_actors.resources.claims import Claim, Release, Resume, Suspend
 from handoff_actors.resources.tracker import Contention, Want
 
 if TYPE_CHECKING:
+    from handoff_actors.checkpoint.keeper import Keeper
     from handoff_actors.execution.workers.coroutine import CoroutineWorker
     from handoff_actors.resources.capabilities import NodeCapacity
 
@@ -80,6 +81,7 @@ class Workers:
         self._coroutines: CoroutineWorker | None = None
         self._closed = False
         self.abandoned: set[ThreadLane] = set()
+        self.keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
         self.tracker: Ref | None = None
         self.store: Ref | None = None
         self._contention = contention
@@ -202,5 +204,7 @@ class Workers:
             closing = threading.Thread(target=loop.close, args=(timeout,), daemon=True)
             closing.start()
         self.processes.close(timeout)
+        for keeper in list(self.keepers):
+            keeper.join(timeout)
         if closing is not None:
             closing.join(timeout)
