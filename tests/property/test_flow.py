@@ -270,9 +270,9 @@ def test_any_order_of_events(machine: type[RuleBasedStateMachine]) -> None:
     )
 
 
-@given(flows(), st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
-def test_workers_that_only_follow_awake_drain_it(drawn: Drawn, count: int) -> None:
+@given(flows(), st.integers(1, 40), st.integers(1, 5))
+@settings(max_examples=150, deadline=None)
+def test_workers_that_only_follow_awake_drain_it(drawn: Drawn, count: int, every: int) -> None:
     """What has something to do is told: nobody has to poll."""
     flow = Flow(drawn.shapes, drawn.inputs, drawn.limits, lambda i, missing: EvictedError(i))
     outlet = flow.order.open()
@@ -292,9 +292,12 @@ def test_workers_that_only_follow_awake_drain_it(drawn: Drawn, count: int) -> No
                 flow.finished(stage, done, failed)
         while outlet.out:
             got.append(outlet.out.popleft())
+        for intake in flow.stages:
+            held = len(intake.ready) - intake.allowed()
+            assert not held, "all is idle, and demand holds something back"
 
     for seq in range(count):
-        if flow.room <= 0:
+        if flow.room <= 0 or seq % every == 0:
             work()
         assert flow.room > 0, "full, and nothing comes out"
         row = tuple((seq, j) for j in range(drawn.inputs))
