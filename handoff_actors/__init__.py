@@ -13,8 +13,8 @@ of a DAG they act on the runtime that runs it. ``Runtime`` objects have the same
 ``aio`` the same names, awaitable.
 
 Layers, each importing only those below: ``cli``, this face, ``testing`` → ``runtime`` →
-``execution`` → ``results`` → ``cluster``, ``resources`` → ``actors``, ``graph`` → ``events`` →
-``errors``.
+``pipeline`` → ``execution`` → ``results`` → ``cluster``, ``resources`` → ``actors``, ``graph`` →
+``events`` → ``errors``.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from handoff_actors.default import (
     stop,
     store_result,
     store_value,
+    stream,
     submit,
     subscribe,
     synchronize,
@@ -200,6 +201,7 @@ __all__ = [
     "stop",
     "store_result",
     "store_value",
+    "stream",
     "submit",
     "subscribe",
     "synchronize",

@@ -15,13 +15,16 @@ import contextvars
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from handoff_actors import default
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.graph.dag import DAG
-from handoff_actors.runtime import SubmitOptions
+from handoff_actors.runtime import StreamOptions, SubmitOptions
+
+if TYPE_CHECKING:
+    from handoff_actors.pipeline.handle import Pipeline
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,6 +111,30 @@ async def execute_distributed(dag: DAG, **options: Unpack[SubmitOptions]) -> Exe
 async def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """As ``execute``, with everything on this node, costs and pins ignored."""
     return await _outcome(await _submitted(default.submit_local, dag, options))
+
+
+async def stream(dag: DAG, **options: Unpack[StreamOptions]) -> Pipeline:
+    """Make a pipeline of a DAG; see ``Runtime.stream``. It is iterated with ``async for``."""
+    opened: list[Pipeline] = []
+    wanted = [True]
+
+    def begin() -> Pipeline:
+        pipeline = default.stream(dag, **options)
+        opened.append(pipeline)
+        try:
+            wanted.pop()
+        except IndexError:
+            pipeline.stop()
+        return pipeline
+
+    try:
+        return await _elsewhere(begin)
+    except asyncio.CancelledError:
+        try:
+            wanted.pop()
+        except IndexError:
+            opened[0].stop()
+        raise
 
 
 async def get_result(dag_id: Hashable, id: Hashable, timeout: float | None = 5.0) -> Any:  # noqa: A002

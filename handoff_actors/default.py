@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from handoff_actors.errors import AlreadyStartedError, NotStartedError
+from handoff_actors.errors import AlreadyStartedError, HandoffError, NotStartedError
 from handoff_actors.events import Event, Subscription
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.graph.dag import DAG
 from handoff_actors.options import StartOptions
-from handoff_actors.runtime import Runtime, SubmitOptions
+from handoff_actors.runtime import Runtime, StreamOptions, SubmitOptions
 from handoff_actors.status import NodeInfo, RuntimeStatus
+
+if TYPE_CHECKING:
+    from handoff_actors.pipeline.handle import Pipeline
 
 _lock = threading.RLock()
 _default: Runtime | None = None
@@ -121,6 +124,13 @@ def submit_local(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
     """As ``submit``, with everything on this node, costs and pins ignored."""
     run: Run = _runtime().submit_local(dag, **options)
     return run
+
+
+def stream(dag: DAG, **options: Unpack[StreamOptions]) -> Pipeline:
+    """Make a pipeline of a DAG; see ``Runtime.stream`` for the arguments."""
+    if not isinstance(runtime := _runtime(), Runtime):
+        raise HandoffError("stream() works in the process of its runtime, not in a worker process")
+    return runtime.stream(dag, **options)
 
 
 def register_node(node: str, capabilities: Mapping[str, float]) -> None:

@@ -114,6 +114,7 @@ class Life(abc.ABC):
         self.authkey = self._authkey()
         self.events = EventBus()
         self._hub: Hub | None = None
+        self.pipelines: dict[str, Any] = {}
 
     def _authkey(self) -> str:
         """The key as hex digits; a text that is none stands for its bytes."""
@@ -140,6 +141,7 @@ class Life(abc.ABC):
             options = self.options
             system = ActorSystem(f"handoff-{self._name}")
             self._contention = Contention()
+            self.pipelines = {}
             self._workers = Workers(
                 system,
                 self._name,
@@ -258,6 +260,8 @@ class Life(abc.ABC):
                 self._hub = None
             deadline = time.monotonic() + self.options.shutdown_timeout
             self._settle_runs(stopped_error)
+            for line in list(self.pipelines.values()):
+                line.stop("was stopped with its runtime")
             if not self._contains_current_thread(system):
                 self.events.flush(0.2)
             self._close_cluster()
@@ -266,6 +270,8 @@ class Life(abc.ABC):
                 root.ended.wait(self.options.shutdown_timeout + 3.0)
             # Some may have been admitted while the tree was going down.
             self._settle_runs(stopped_error)
+            for line in list(self.pipelines.values()):
+                line.bury(line.error())
             abandoned = system.close(max(0.2, deadline - time.monotonic()))
             self.events.close()
         if abandoned:
@@ -321,6 +327,8 @@ class Life(abc.ABC):
             error.__cause__ = cause
         self._failure = error
         self._settle_runs(lambda _dag_id: error)
+        for line in list(self.pipelines.values()):
+            line.bury(error)
         log.error("runtime_failed", node=self._name, reason=str(error))
         self.events.publish(RuntimeFailed(reason=str(error)))
         if self.options.on_failure is not None:

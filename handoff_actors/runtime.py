@@ -7,7 +7,7 @@ Running DAGs is here; its values, its nodes and its status are in ``runtime_valu
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from handoff_actors.errors import (
     HandoffError,
@@ -23,6 +23,9 @@ from handoff_actors.resources.allocator import Allocator
 from handoff_actors.runtime_status import Status
 from handoff_actors.runtime_values import Values
 
+if TYPE_CHECKING:
+    from handoff_actors.pipeline.handle import Pipeline
+
 
 class SubmitOptions(TypedDict, total=False):
     """The keyword arguments of ``submit`` and ``execute``; see ``Runtime.submit``."""
@@ -37,6 +40,16 @@ class SubmitOptions(TypedDict, total=False):
     progress: bool | Callable[[Progress], object] | None
     synchronous: bool
     checkpoint: str | None
+
+
+class StreamOptions(TypedDict, total=False):
+    """The keyword arguments of ``stream``; see ``Runtime.stream``."""
+
+    max_pending: int
+    max_demand: int | None
+    min_demand: int | None
+    join_timeout: float | None
+    timeout: float | None
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -189,6 +202,51 @@ class Runtime(Values, Status):
     def submit_local(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
         """As ``submit``, with everything on this node, costs and pins ignored."""
         return self._submit(dag, **_complete(options), local=True, wait=True)
+
+    def stream(
+        self,
+        dag: DAG,
+        *,
+        max_pending: int = 1000,
+        max_demand: int | None = None,
+        min_demand: int | None = None,
+        join_timeout: float | None = None,
+        timeout: float | None = None,
+    ) -> Pipeline:
+        """Make a pipeline of a DAG: stages that stay, through which items flow in order.
+
+        It has begun when this returns: claims are held (cost x parallelism, for its life), every
+        worker has run ``init``.
+
+        Args:
+            dag: with at least one input, into which items are pushed.
+            max_pending: items that may be pushed and not taken out.
+            max_demand: unfinished items that a stage asks of its producers; None: any number.
+            min_demand: when so few of them are left it asks for more; None is half of it.
+            join_timeout: seconds an item waits for all arguments of a function, from the first on;
+                then its output is an ``ItemFailedError``.
+            timeout: seconds to wait for the claims; None is as long as it takes.
+
+        Raises:
+            InvalidDAGError: the DAG cannot be run, or has no input.
+            AllocationError: the claims are more than there is, or did not come in time.
+            SerializationError: what must leave the process cannot.
+            PipelineError: a worker could not begin; what ``init`` raised is the ``__cause__``.
+            ConfigurationError: an argument has a value that cannot be used.
+        """
+        from handoff_actors.pipeline.opening import open_pipeline
+        from handoff_actors.progress.items import follow_items
+
+        return open_pipeline(
+            self,
+            dag,
+            max_pending=max_pending,
+            max_demand=max_demand,
+            min_demand=min_demand,
+            join_timeout=join_timeout,
+            timeout=timeout,
+            follow=follow_items,
+        )
 
     def _execute(self, dag: DAG, options: SubmitOptions, *, local: bool) -> ExecutionResult:
         run = self._submit(dag, **_complete(options), local=local, wait=False)

@@ -57,15 +57,16 @@ class Status(Nodes):
 
     def _tree(self) -> ActorStatus:
         assert self._system is not None
-        runs = [
-            _actor(name, ref)
-            for name, ref in self._system.names.all().items()
-            if name.startswith("run:")
-        ]
-        children = [
-            _actor(name, ref, runs if name == "execution_supervisor" else ())
-            for name, ref in self._refs.items()
-        ]
+        below: dict[str, list[ActorStatus]] = {
+            "execution_supervisor": [],
+            "pipeline_supervisor": [],
+        }
+        for name, ref in self._system.names.all().items():
+            if name.startswith("run:"):
+                below["execution_supervisor"].append(_actor(name, ref))
+            elif name.startswith("pipeline:"):
+                below["pipeline_supervisor"].append(_actor(name, ref))
+        children = [_actor(name, ref, below.get(name, ())) for name, ref in self._refs.items()]
         return _actor("supervisor", self._root, children)
 
     def subscribe(

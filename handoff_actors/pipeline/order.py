@@ -21,14 +21,16 @@ class Outlet:
         out: results, or the errors of items that failed. Whoever reads takes from the left, any
             time: an item counts as pending until then.
         closed: nobody will read any more; what comes is dropped.
+        waiting: for the use of whoever reads: whom to tell when something is there.
     """
 
-    __slots__ = ("closed", "out", "ranges")
+    __slots__ = ("closed", "out", "ranges", "waiting")
 
     def __init__(self) -> None:
         self.out: deque[Any] = deque()
         self.ranges: deque[list[int]] = deque()
         self.closed = False
+        self.waiting: list[Any] = []
 
     @property
     def waits(self) -> bool:

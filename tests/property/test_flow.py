@@ -1,7 +1,7 @@
-"""The flow of a pipeline as a state machine: whatever stages do, each item comes out once, in order.
+"""The flow of a pipeline as a state machine: whatever stages do, each item comes out once.
 
-The machine draws a DAG and limits, then pushes, takes, finishes, fails, gives back, evicts and reads
-in any order; a model knows what each item must come to. At the end everything must drain.
+The machine draws a DAG and limits, then pushes, takes, finishes, fails, gives back, evicts and
+reads in any order; a model knows what each item must come to. At the end everything must drain.
 """
 
 from __future__ import annotations

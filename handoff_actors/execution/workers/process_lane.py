@@ -10,7 +10,7 @@ singly from then on, so that the one who kills its worker is found, and alone pa
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,11 @@ class ProcessLane:
     def tokens(self) -> Iterable[int]:
         """The attempts that are in the process."""
         return list(self.flying)
+
+    def work(self) -> tuple[Hashable, tuple[Hashable, ...]]:
+        """The run, and the functions of the attempts."""
+        data = self.queue.data
+        return data.dag_id, tuple(data.plan.ids[token % data.plan.n] for token in self.tokens())
 
     def stop(self) -> None:
         """The run is over: a process that is still at work for it is killed."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from handoff_actors.errors import CrashedAttempt, HandoffError
 from handoff_actors.events import WorkerLost, WorkerStarted
 from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.workers.exits import WorkerLost as WorkerGone
 from handoff_actors.graph.plan import Call, Plan
 
 if TYPE_CHECKING:
@@ -18,6 +20,20 @@ if TYPE_CHECKING:
     from handoff_actors.execution.workers.roster import Workers
 
 Forward = Callable[[str, Any], Any]
+
+
+class Lender(Protocol):
+    """Whom a worker process serves: when its code waits for other functions, this lends."""
+
+    def lend(self) -> Any:
+        """What it holds is others' meanwhile."""
+
+    def reclaim(self, loan: Any) -> None:
+        """The wait is over; blocks until it has it again."""
+
+    def work(self) -> tuple[Hashable, tuple[Hashable, ...]]:
+        """The run or pipeline it works for, and the functions that the process has."""
+
 
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 """What always crosses."""
@@ -40,7 +56,7 @@ class Processes:
         self._pool: ProcessPool | None = None
         self._closed = False
         self._keys = count(1)
-        self.lanes: dict[int, ProcessLane] = {}
+        self.lanes: dict[int, Lender] = {}
         self._taught: dict[int, tuple[int, list[int]]] = {}
 
     def pool(self) -> ProcessPool:
@@ -130,6 +146,29 @@ class Processes:
             keys = []
         self._taught[worker.pid] = (run, keys)
 
+    def adopt(self, worker: ProcessWorker, lender: Lender) -> None:
+        """The worker serves something that is no lane of a run; it forgets the code of runs."""
+        self.lanes[worker.pid] = lender
+        _, keys = self._taught.pop(worker.pid, (0, []))
+        worker.forget(keys)
+
+    @contextlib.contextmanager
+    def taught(self, worker: ProcessWorker, call: Call) -> Iterator[int]:
+        """Teach the worker a call for as long as the context lasts; yields its number.
+
+        Raises:
+            SerializationError: the code cannot be sent.
+            WorkerLost: the process is dead.
+        """
+        key = next(self._keys)
+        worker.teach(key, call)
+        try:
+            yield key
+        finally:
+            if worker.reusable:
+                with contextlib.suppress(WorkerGone):
+                    worker.forget([key])
+
     def end(self, worker: ProcessWorker) -> None:
         """The worker serves its lane no more."""
         self.lanes.pop(worker.pid, None)
@@ -191,10 +230,9 @@ class Processes:
         ready = set() if pool is None else pool.ready()
         busy = []
         for pid, lane in list(self.lanes.items()):
-            data = lane.queue.data
-            ids = tuple(data.plan.ids[token % data.plan.n] for token in lane.tokens())
+            dag_id, ids = lane.work()
             if pid in ready and ids:
-                busy.append((pid, data.dag_id, ids))
+                busy.append((pid, dag_id, ids))
         idle = ready.difference(pid for pid, *_ in busy)
         return busy + [(pid, None, ()) for pid in sorted(idle)]
 

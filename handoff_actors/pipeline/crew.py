@@ -1,0 +1,281 @@
+"""The workers of one stage, and what they share: a plain object that outlives the stage's actor.
+
+A worker takes a list of items, has the code run on them, and leaves results and failures, all in
+one step of the flow: ``exchange``. How many it takes at a time follows from how long they take, so
+that short ones cost little and long ones wait for nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
+from time import perf_counter as clock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.restart_policy import RestartIntensity
+from handoff_actors.errors import CrashedAttempt
+from handoff_actors.execution.context import Context
+from handoff_actors.pipeline.code import StageCode
+from handoff_actors.pipeline.errors import item_failed
+from handoff_actors.pipeline.joins import Entry
+
+if TYPE_CHECKING:
+    from handoff_actors.pipeline.line import Line
+
+PASS_ON = 500e-6
+"""Seconds after which results are passed on, though there is more to do."""
+TAKE = 2e-3
+"""Seconds of work that a worker takes at a time."""
+MOST = 4096
+"""Items it takes at a time at most."""
+_MOMENTS = 10
+"""Samples kept for ``rate`` and ``busy``, one a second."""
+
+Failures = list[tuple[int, BaseException]]
+
+
+class Worker(Protocol):
+    """One worker of a stage.
+
+    Attributes:
+        number: which of the stage's.
+        ready: it has begun: its state is there.
+        working_since: ``perf_counter()`` when it began what it is at; 0.0 while it waits.
+    """
+
+    number: int
+    ready: bool
+    working_since: float
+
+    def run(self) -> None:
+        """Work until the pipeline ends; a job for a carrier thread."""
+
+    def stop(self) -> None:
+        """The pipeline ends: let go of what can be let go."""
+
+
+class WorkerFailed(Exception):  # noqa: N818  an event of the world, not a mistake
+    """A worker cannot begin; the ``__cause__`` says why."""
+
+
+class Crew:
+    """See the module.
+
+    Args:
+        line: the pipeline.
+        index: of the stage.
+        isolation: of functions that do not say.
+        restarts: how many failed beginnings it survives, within so many seconds.
+
+    Attributes:
+        parked: wakers of workers that have nothing to do.
+        workers: by number; None where one is missing.
+        failure: why a worker could not begin, the last time.
+        mean: seconds one item takes, lately.
+        busy: seconds that workers have worked.
+        crashes: of items under which worker processes died.
+        suspects: items that were among others when their process died: to be run alone.
+        ref: the stage's actor.
+    """
+
+    def __init__(self, line: Line, index: int, isolation: str, restarts: tuple[int, float]) -> None:
+        plan = line.plan
+        self.line = line
+        self.index = index
+        self.function = function = plan.functions[index]
+        self.id: Hashable = function.id
+        self.call = plan.call(index)
+        self.isolation = function.isolation or isolation
+        self.parked: list[Callable[[], object]] = []
+        self.workers: list[Worker | None] = [None] * function.parallelism
+        self.intensity = RestartIntensity(*restarts)
+        self.failure: BaseException | None = None
+        self.mean = 0.0
+        self.busy = 0.0
+        self.crashes: dict[int, list[CrashedAttempt]] = {}
+        self.suspects: set[int] = set()
+        self.ref: Ref | None = None
+        self.samples: deque[tuple[float, int, float]] = deque([(monotonic(), 0, 0.0)], _MOMENTS)
+        self._lock = threading.Lock()
+
+    def code(self, kind: type[StageCode] = StageCode) -> StageCode:
+        """The code, for one more worker."""
+        return kind(self.call, self.line.plan.deps[self.index], self.line.node)
+
+    # Items.
+
+    def limit(self) -> int:
+        """How many items a worker should take now."""
+        mean = self.mean
+        if not mean:
+            return 1
+        limit = max(1, min(MOST, int(TAKE / mean)))
+        others = len(self.workers)
+        if others > 1:
+            ready = len(self.line.flow.stages[self.index].ready)
+            limit = max(1, min(limit, -(-ready // others)))
+        return limit
+
+    def exchange(
+        self,
+        done: Sequence[Entry],
+        failed: Failures,
+        limit: int,
+        waker: Callable[[], object] | None = None,
+    ) -> list[Entry] | None:
+        """Leave results, and take more.
+
+        Args:
+            done: items with their results.
+            failed: items with their errors, which become causes of their outputs.
+            limit: how many to take at most; 0 takes nothing.
+            waker: kept, to be called when there is something, if there is nothing now.
+
+        Returns:
+            Items and payloads; None when the pipeline ends.
+        """
+        line = self.line
+        flow = line.flow
+        outputs: Failures = []
+        if failed:
+            node = line.node
+            outputs = [(seq, item_failed(line.id, self.id, node, seq, e)) for seq, e in failed]
+        if line.forsaken:
+            line.stop("was dropped without close()")
+        with line.lock:
+            if done or failed:
+                flow.finished(self.index, done, outputs, line.now())
+            taken: list[Entry] | None = None
+            if not line.over:
+                taken = flow.take(self.index, limit) if limit else []
+                if taken:
+                    if self.parked:
+                        self._ask_company()
+                elif waker is not None and waker not in self.parked:
+                    self.parked.append(waker)
+            wakers = line.rouse()
+        for wake in wakers:
+            wake()
+        return taken
+
+    def _ask_company(self) -> None:
+        """More is ready than one worker should have: wake another."""
+        intake = self.line.flow.stages[self.index]
+        if intake.ready and (not self.mean or self.mean * len(intake.ready) > PASS_ON):
+            self.line.flow.awake.add(self.index)
+
+    def give_back(self, entries: Sequence[Entry]) -> None:
+        """Items that were taken and have no result are to be run again."""
+        line = self.line
+        with line.lock:
+            line.flow.returned(self.index, entries, line.now())
+            wakers = line.rouse()
+        for wake in wakers:
+            wake()
+
+    def account(self, began: float, count: int, busy: bool = True) -> None:
+        """So many items took from ``began`` until now, in which a worker was ``busy``."""
+        took = clock() - began
+        if busy:
+            self.busy += took
+        each = took / count
+        self.mean += 0.3 * (each - self.mean) if self.mean else each - self.mean
+        now = monotonic()
+        if now - self.samples[-1][0] > 1.0:
+            stage = self.line.flow.stages[self.index]
+            self.samples.append((now, stage.processed + stage.failed, self.busy))
+
+    def context(self, seq: int, cancelled: Callable[[], bool]) -> Context:
+        """What ``current()`` gives for an item."""
+        attempt = 1 + len(self.crashes.get(seq, ()))
+        return Context(self.line.id, self.id, attempt, self.line.node, cancelled)
+
+    # Workers.
+
+    def hire(self) -> None:
+        """Begin the workers that are missing."""
+        line = self.line
+        for number in range(len(self.workers)):
+            with self._lock:
+                if self.workers[number] is not None or line.over:
+                    continue
+                worker = self.workers[number] = self._make(number)
+                with line.lock:
+                    line.alive += 1
+            line.workers.carriers.submit(worker.run)
+
+    def _make(self, number: int) -> Worker:
+        if self.isolation == "process":
+            from handoff_actors.pipeline.process import ProcessWorker
+
+            return ProcessWorker(self, number)
+        if self.call.is_async:
+            from handoff_actors.pipeline.coroutine import CoroutineWorker
+
+            return CoroutineWorker(self, number)
+        from handoff_actors.pipeline.thread import ThreadWorker
+
+        return ThreadWorker(self, number)
+
+    def began(self, worker: Worker) -> None:
+        """A worker has its state."""
+        worker.ready = True
+        line = self.line
+        if line.phase == "starting" and line.ref is not None:
+            line.ref.mailbox.signal_elsewhere()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all workers are there and have begun."""
+        return all(worker is not None and worker.ready for worker in self.workers)
+
+    def left(self, worker: Worker, failure: BaseException | None) -> None:
+        """A worker has ended, whose place may have been given away before."""
+        line = self.line
+        with self._lock:
+            if self.workers[worker.number] is worker:
+                self.workers[worker.number] = None
+                if failure is not None:
+                    self.failure = failure
+        with line.lock:
+            line.alive -= 1
+            last = line.over and not line.alive
+        if last:
+            if line.ref is not None:
+                line.ref.mailbox.signal_elsewhere()
+        elif not line.over and self.ref is not None:
+            self.ref.mailbox.signal_elsewhere()
+
+    def abandon(self, worker: Worker) -> None:
+        """A worker will not come back for long, or never: its place is free for another."""
+        with self._lock:
+            if self.workers[worker.number] is worker:
+                self.workers[worker.number] = None
+        if self.ref is not None:
+            self.ref.mailbox.signal_elsewhere()
+
+    def stop(self) -> None:
+        """The pipeline ends: workers let go of what can be let go."""
+        for worker in list(self.workers):
+            if worker is not None:
+                worker.stop()
+
+    def dismiss(self) -> None:
+        """The stage's actor is not needed any more; its name is free at once."""
+        ref = self.ref
+        if ref is None:
+            return
+        self.line.workers.system.names.unregister(ref)
+        if (incarnation := ref.incarnation) is not None:
+            from handoff_actors.actors.reasons import Exit
+
+            incarnation.exit(Exit.NORMAL)
+
+    def describe(self) -> Any:
+        """See ``statistics``."""
+        from handoff_actors.pipeline.statistics import stage_statistics
+
+        return stage_statistics(self)

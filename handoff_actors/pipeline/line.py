@@ -1,0 +1,244 @@
+"""Line: all that a pipeline consists of, in a plain object that outlives its actors.
+
+Pushers, workers and consumers meet here, under one lock that is held for a step of the flow: a list
+of items at a time. Whoever finds nothing to do leaves a *waker* and waits; the step that has
+something for him calls it. Actors are told by signals, and only of what is rare: workers that are
+gone, deadlines, the end.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.timers import Timer
+from handoff_actors.graph.plan import Plan
+from handoff_actors.pipeline.crew import Crew
+from handoff_actors.pipeline.errors import evicted, given_up, stopped
+from handoff_actors.pipeline.flow import Flow
+from handoff_actors.pipeline.intake import Limits, StageShape
+from handoff_actors.pipeline.order import Outlet
+from handoff_actors.resources.claims import Claim
+
+if TYPE_CHECKING:
+    from handoff_actors.execution.workers.roster import Workers
+
+Waker = Callable[[], object]
+
+
+class Line:
+    """See the module.
+
+    Args:
+        id: what the pipeline is called.
+        plan: its DAG.
+        limits: how much may be under way.
+        workers: the runtime's.
+        isolation: of functions that do not say.
+        restarts: how many failed beginnings of workers a stage survives, within so many seconds.
+
+    Attributes:
+        lock: held for each step of the flow.
+        main: the outlet of what is pushed one by one.
+        pushers: wakers of those who wait for room, in their order.
+        phase: ``"claiming"``, ``"starting"``, ``"running"``, ``"ending"``, ``"ended"``.
+        over: workers begin nothing any more.
+        root: why it had to end; None while it has not, or when it ended well.
+        forsaken: nobody holds the handle any more.
+        settled: it runs, or never will.
+        ended: claims are back and nothing runs, but threads in user code that cannot be ended.
+        alive: how many workers there are.
+        ref: the coordinator.
+    """
+
+    def __init__(
+        self,
+        id: Hashable,  # noqa: A002
+        name: str,
+        plan: Plan,
+        limits: Limits,
+        workers: Workers,
+        isolation: str,
+        restarts: tuple[int, float],
+    ) -> None:
+        self.id = id
+        self.name = name
+        self.plan = plan
+        self.workers = workers
+        self.node = workers.node
+        self.context = contextvars.copy_context()
+        self.lock = threading.Lock()
+        shapes = [
+            StageShape(plan.ids[i], plan.deps[i], f.batch_size, f.batch_timeout)
+            for i, f in enumerate(plan.functions[: plan.n])
+        ]
+        self.flow = Flow(shapes, plan.n_inputs, limits, self._evicted)
+        self.main = self.flow.order.open()
+        self.pushers: deque[Waker] = deque()
+        self.phase = "claiming"
+        self.over = False
+        self.root: BaseException | None = None
+        self.forsaken = False
+        self.settled = threading.Event()
+        self.ended = threading.Event()
+        self.on_ended: list[Waker] = []
+        self.alive = 0
+        self.claims: list[Claim] = []
+        self.ref: Ref | None = None
+        self.timer: Timer | None = None
+        self.timer_due = 0.0
+        self.began = monotonic()
+        self.crews = [Crew(self, i, isolation, restarts) for i in range(plan.n)]
+
+    def _evicted(self, i: int, missing: Sequence[int]) -> BaseException:
+        ids = self.plan.ids
+        timeout = self.flow.limits.join_timeout or 0.0
+        return evicted(self.id, ids[i], self.node, timeout, [ids[value] for value in missing])
+
+    def now(self) -> float:
+        """The time for the flow, if it wants to know."""
+        return monotonic() if self.flow.timed else 0.0
+
+    # Wakers.
+
+    def rouse(self) -> list[Waker]:
+        """Who has something to do after a step; to be called when the lock is free again."""
+        flow = self.flow
+        wakers: list[Waker] = []
+        if flow.awake:
+            for i in flow.awake:
+                crew = self.crews[i]
+                if crew.parked and flow.stages[i].takeable():
+                    wakers.append(crew.parked.pop())
+            flow.awake.clear()
+        fresh = flow.order.fresh
+        if fresh:
+            for outlet in fresh:
+                if outlet.waiting:
+                    wakers += outlet.waiting
+                    outlet.waiting.clear()
+            fresh.clear()
+            if flow.closed and flow.drained:
+                wakers.append(self._drained)
+            if self.pushers and flow.room > 0:
+                wakers.append(self.pushers.popleft())
+        if flow.timed:
+            self._set_timer()
+        return wakers
+
+    def _set_timer(self) -> None:
+        due = self.flow.deadline()
+        if due is None or (self.timer is not None and self.timer_due <= due):
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer_due = due
+        delay = max(0.0, due - monotonic())
+        self.timer = self.workers.timers.call_later(delay, self._due)
+
+    def _due(self) -> None:
+        """On the timer thread."""
+        self.timer = None
+        if self.ref is not None:
+            self.ref.mailbox.signal_elsewhere()
+
+    def tick(self) -> None:
+        """Do what is due."""
+        with self.lock:
+            now = monotonic()
+            due = self.flow.deadline()
+            if due is not None and due <= now:
+                self.flow.tick(now)
+            wakers = self.rouse()
+        for wake in wakers:
+            wake()
+
+    def made_room(self) -> None:
+        """A consumer has taken something, and somebody waits for room."""
+        with self.lock:
+            waker = self.pushers.popleft() if self.pushers and self.flow.room > 0 else None
+        if waker is not None:
+            waker()
+
+    # The end.
+
+    def _drained(self) -> None:
+        """All that was pushed has come out, and nothing more comes."""
+        self.end(None)
+
+    def stop(self, how: str) -> None:
+        """End now."""
+        self.end(stopped(self.id, how))
+
+    def end(self, root: BaseException | None) -> None:
+        """Workers begin nothing any more; the coordinator sees to the rest. The first one counts.
+
+        Args:
+            root: why it has to end; None: all is done.
+        """
+        with self.lock:
+            if self.over:
+                return
+            self.over = True
+            self.root = root
+            if root is not None:
+                self.flow.closed = True
+            wakers: list[Waker] = [*self.pushers]
+            self.pushers.clear()
+            for crew in self.crews:
+                wakers += crew.parked
+                crew.parked.clear()
+            for outlet in self.flow.order.outlets:
+                wakers += outlet.waiting
+                outlet.waiting.clear()
+        for crew in self.crews:
+            crew.stop()
+        self.settled.set()
+        for wake in wakers:
+            wake()
+        if self.ref is not None:
+            self.ref.mailbox.signal_elsewhere()
+
+    def finished(self) -> None:
+        """Nothing runs any more and the claims are back: tell who waits for that."""
+        self.phase = "ended"
+        with self.lock:
+            self.ended.set()
+            wakers, self.on_ended = self.on_ended, []
+        self.settled.set()
+        if self.timer is not None:
+            self.timer.cancel()
+        for wake in wakers:
+            wake()
+
+    def bury(self, root: BaseException) -> None:
+        """The coordinator is gone for good: end without it."""
+        self.end(root)
+        if self.phase != "ended":
+            for crew in self.crews:
+                crew.dismiss()
+            self.finished()
+
+    def error(self) -> BaseException:
+        """What somebody who wants something of a pipeline that has ended gets."""
+        return given_up(self.id, self.root or stopped(self.id, "was closed"))
+
+    def forsake(self) -> None:
+        """The handle was collected: on any thread, at any time, so no lock may be taken."""
+        self.forsaken = True
+        for crew in self.crews:
+            try:
+                wake = crew.parked.pop()
+            except IndexError:
+                continue
+            wake()
+            return
+
+    def outlet_over(self, outlet: Outlet) -> bool:
+        """Whether nothing more will come out there."""
+        return self.over or (self.flow.closed and not outlet.waits)

@@ -1,0 +1,240 @@
+"""From ``stream(dag)`` to a pipeline that runs: every check, the claims, the workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any, Protocol
+
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.reasons import Reason
+from handoff_actors.actors.specs import ChildSpec, StartChild
+from handoff_actors.errors import (
+    AllocationError,
+    ConfigurationError,
+    HandoffError,
+    InvalidDAGError,
+    amounts_text,
+    describe,
+)
+from handoff_actors.execution.placement import check_feasible
+from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.graph.dag import DAG
+from handoff_actors.graph.plan import Plan
+from handoff_actors.pipeline.coordinator import Coordinator
+from handoff_actors.pipeline.handle import Follow, Pipeline
+from handoff_actors.pipeline.intake import Limits
+from handoff_actors.pipeline.line import Line
+from handoff_actors.resources.capabilities import MICRO, to_micro
+
+
+class Home(Protocol):
+    """What a pipeline needs of the runtime."""
+
+    options: Any
+    pipelines: dict[str, Line]
+
+    @property
+    def workers(self) -> Workers:
+        """Its workers."""
+
+    def node(self) -> str:
+        """Its node's name."""
+
+    def offered(self) -> Mapping[str, Mapping[str, float]]:
+        """What each node offers."""
+
+    def whereis(self, name: str) -> Ref | None:
+        """The actor of that name."""
+
+
+def open_pipeline(
+    home: Home,
+    dag: DAG,
+    *,
+    max_pending: int,
+    max_demand: int | None,
+    min_demand: int | None,
+    join_timeout: float | None,
+    timeout: float | None,
+    follow: Follow,
+) -> Pipeline:
+    """A pipeline that runs; see ``Runtime.stream`` for arguments and errors."""
+    if not isinstance(dag, DAG):
+        raise InvalidDAGError(f"what is streamed must be a DAG, not {describe(dag)}")
+    limits = _limits(max_pending, max_demand, min_demand, join_timeout)
+    _seconds("timeout", timeout)
+    plan = dag.plan()
+    _check_plan(plan, dag.id)
+    options = home.options
+    check_feasible(plan, home.node(), home.offered(), dag.id)
+    wanted = _wanted(plan, home, dag.id)
+    _check_code(plan, options.isolation, dag.id)
+    id_, name = _free_name(home, dag.id)
+    line = Line(
+        id_,
+        name,
+        plan,
+        limits,
+        home.workers,
+        options.isolation,
+        (options.max_restarts, options.max_seconds),
+    )
+    home.pipelines[name] = line
+    supervisor = home.whereis("pipeline_supervisor")
+    if supervisor is None:
+        raise HandoffError("the pipeline supervisor is gone")
+
+    def forget(ended: Line) -> None:
+        home.pipelines.pop(ended.name, None)
+
+    def coordinator() -> Coordinator:
+        return Coordinator(
+            line,
+            wanted,
+            supervisor,
+            options.max_restarts,
+            forget,
+        )
+
+    spec = ChildSpec(
+        name,
+        coordinator,
+        restart="transient",
+        name=name,
+        counted=False,
+        max_restarts=options.max_restarts,
+    )
+    try:
+        ref: Ref = supervisor.call(StartChild(spec))
+    except BaseException:
+        home.pipelines.pop(name, None)
+        raise
+    ref.when_gone(_Buried(line, home.pipelines))
+    _await_start(line, timeout, wanted)
+    return Pipeline(line, follow)
+
+
+class _Buried:
+    """The coordinator is gone for good."""
+
+    def __init__(self, line: Line, pipelines: dict[str, Line]) -> None:
+        self.line = line
+        self.pipelines = pipelines
+
+    def __call__(self, reason: Reason) -> None:
+        line = self.line
+        if line.phase == "ended":
+            return
+        self.pipelines.pop(line.name, None)
+        if isinstance(reason, BaseException):
+            line.bury(reason)
+        else:
+            line.stop("was stopped with its runtime")
+            line.bury(line.error())
+
+
+def _await_start(line: Line, timeout: float | None, wanted: dict[str, dict[str, int]]) -> None:
+    """Wait until it has its claims, which may take ``timeout`` seconds, and its workers."""
+    try:
+        claimed = line.settled.wait(timeout) or line.phase != "claiming"
+        if not claimed:
+            amounts = {name: a / MICRO for of in wanted.values() for name, a in of.items()}
+            error = AllocationError(
+                f"pipeline {line.id!r} did not get the resources it holds for its life, "
+                f"{amounts_text(amounts)}, within {timeout} s: others have them; wait longer, "
+                "or lower cost or parallelism",
+                function_id=None,
+                resource=None,
+                asked=None,
+                most=None,
+            )
+            line.end(error)
+            line.ended.wait(timeout)
+            raise error
+        line.settled.wait()
+    except BaseException:
+        line.stop("was not started")
+        raise
+    if line.root is not None:
+        line.ended.wait(1.0)
+        raise line.root
+
+
+def _free_name(home: Home, id_: Hashable) -> tuple[Hashable, str]:
+    """What it is called: as its DAG, with a number when there is such a pipeline already."""
+    name, number = f"pipeline:{id_}", 1
+    while name in home.pipelines or home.whereis(name) is not None:
+        number += 1
+        name = f"pipeline:{id_}#{number}"
+    return (id_ if number == 1 else f"{id_}#{number}"), name
+
+
+def _limits(max_pending: Any, max_demand: Any, min_demand: Any, join_timeout: Any) -> Limits:
+    _count("max_pending", max_pending, 1)
+    if max_demand is None:
+        if min_demand is not None:
+            raise ConfigurationError("min_demand without max_demand: give both")
+    else:
+        _count("max_demand", max_demand, 1)
+        if min_demand is None:
+            min_demand = max_demand // 2
+        _count("min_demand", min_demand, 0)
+        if min_demand >= max_demand:
+            raise ConfigurationError(
+                f"min_demand must be less than max_demand={max_demand}, not {min_demand}"
+            )
+    _seconds("join_timeout", join_timeout)
+    return Limits(max_pending, max_demand, min_demand or 0, join_timeout)
+
+
+def _count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name} must be an int >= {least}, not {describe(value)}")
+
+
+def _seconds(name: str, value: Any) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and (not good or not math.isfinite(value) or value <= 0):
+        raise ConfigurationError(f"{name} must be a number of seconds > 0, not {describe(value)}")
+
+
+def _check_plan(plan: Plan, dag_id: Hashable) -> None:
+    if not plan.n_inputs:
+        raise InvalidDAGError(
+            f"DAG {dag_id!r} has no input to push into: add a Function with type='input'"
+        )
+    if not plan.n:
+        raise InvalidDAGError(f"DAG {dag_id!r} has inputs only: there is nothing to do")
+
+
+def _check_code(plan: Plan, isolation: str, dag_id: Hashable) -> None:
+    """Refuse code that has to run in a process and cannot be sent there."""
+    for i in range(plan.n):
+        if (plan.functions[i].isolation or isolation) == "process":
+            from handoff_actors.execution.workers.process import check_call
+
+            check_call(plan.call(i), dag_id)
+
+
+def _wanted(plan: Plan, home: Home, dag_id: Hashable) -> dict[str, dict[str, int]]:
+    """What the pipeline claims for its life, by node: the costs, times the workers."""
+    node, total = home.node(), dict[str, int]()
+    offered = home.offered().get(node, {})
+    for function in plan.functions[: plan.n]:
+        for resource, amount in to_micro(function.cost or {}, "the cost").items():
+            if not amount:
+                continue
+            total[resource] = asked = total.get(resource, 0) + amount * function.parallelism
+            most = offered.get(resource, 0.0)
+            if asked / MICRO > most + 0.5 / MICRO:
+                raise AllocationError(
+                    f"pipeline {dag_id!r} needs {resource}={asked / MICRO:g} up to function "
+                    f"{function.id!r} (cost x parallelism, held for the pipeline's life), and "
+                    f"node {node} offers {amounts_text(offered)}: lower cost or parallelism",
+                    function_id=function.id,
+                    resource=resource,
+                    asked=asked / MICRO,
+                    most=most,
+                )
+    return {node: total} if total else {}
