@@ -47,6 +47,10 @@ class CoroutineWorker:
         """The pipeline ends: coroutines are cancelled."""
         self._wake()
 
+    def look(self) -> bool:
+        """Nothing waits behind anything on an event loop."""
+        return False
+
     def _wake(self) -> None:
         """From any thread."""
         loop, woken = self._loop, self._woken
@@ -93,10 +97,8 @@ class CoroutineWorker:
         most = 1 if crew.call.init is not None or crew.call.batching else _IN_FLIGHT
         while True:
             woken.clear()
-            done, self._done = self._done, []
-            failed, self._failed = self._failed, []
             room = most - len(self._tasks)
-            taken = crew.exchange(done, failed, room, self._wake)
+            taken = crew.exchange(self._done, self._failed, room, self._wake)
             if taken is None:
                 return
             if taken:
@@ -135,7 +137,7 @@ class CoroutineWorker:
         try:
             value = await self._timed(code.one_async(payload))
         except BaseException as error:  # the wall; a cancelled item's output is not wanted
-            self._failed.append((seq, own_error(error)))
+            self._failed.append(self.crew.failure_of(seq, own_error(error)))
         else:
             self._done.append((seq, value))
 
@@ -144,9 +146,9 @@ class CoroutineWorker:
             results = await self._timed(code.many_async([payload for _, payload in taken]))
         except BaseException as error:  # the wall
             own = own_error(error)
-            self._failed += [(seq, own) for seq, _ in taken]
+            self._failed += [self.crew.failure_of(seq, own) for seq, _ in taken]
         else:
-            sort_out(taken, results, self._done, self._failed)
+            sort_out(self.crew, taken, results, self._done, self._failed)
 
     async def _timed(self, coroutine: Any) -> Any:
         timeout = self.crew.function.timeout

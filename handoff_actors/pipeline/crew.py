@@ -7,9 +7,10 @@ that short ones cost little and long ones wait for nobody.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, MutableSequence, Sequence
 from time import monotonic
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +36,7 @@ _MOMENTS = 10
 """Samples kept for ``rate`` and ``busy``, one a second."""
 
 Failures = list[tuple[int, BaseException]]
+"""Items that failed, and what their output is."""
 
 
 class Worker(Protocol):
@@ -55,6 +57,12 @@ class Worker(Protocol):
 
     def stop(self) -> None:
         """The pipeline ends: let go of what can be let go."""
+
+    def look(self) -> bool:
+        """See that nothing waits behind a slow item; whether something might. On the timer thread.
+
+        Called every now and then while a worker has more than one item.
+        """
 
 
 class WorkerFailed(Exception):  # noqa: N818  an event of the world, not a mistake
@@ -121,7 +129,7 @@ class Crew:
 
     def exchange(
         self,
-        done: Sequence[Entry],
+        done: MutableSequence[Entry],
         failed: Failures,
         limit: int,
         waker: Callable[[], object] | None = None,
@@ -129,8 +137,8 @@ class Crew:
         """Leave results, and take more.
 
         Args:
-            done: items with their results.
-            failed: items with their errors, which become causes of their outputs.
+            done: items with their results; is emptied.
+            failed: items with their errors; is emptied.
             limit: how many to take at most; 0 takes nothing.
             waker: kept, to be called when there is something, if there is nothing now.
 
@@ -139,21 +147,21 @@ class Crew:
         """
         line = self.line
         flow = line.flow
-        outputs: Failures = []
-        if failed:
-            node = line.node
-            outputs = [(seq, item_failed(line.id, self.id, node, seq, e)) for seq, e in failed]
         if line.forsaken:
             line.stop("was dropped without close()")
         with line.lock:
             if done or failed:
-                flow.finished(self.index, done, outputs, line.now())
+                flow.finished(self.index, list(done), list(failed), line.now())
+                done.clear()
+                failed.clear()
             taken: list[Entry] | None = None
             if not line.over:
                 taken = flow.take(self.index, limit) if limit else []
                 if taken:
                     if self.parked:
                         self._ask_company()
+                    if len(taken) > 1:
+                        line.watch()
                 elif waker is not None and waker not in self.parked:
                     self.parked.append(waker)
             wakers = line.rouse()
@@ -166,6 +174,35 @@ class Crew:
         intake = self.line.flow.stages[self.index]
         if intake.ready and (not self.mean or self.mean * len(intake.ready) > PASS_ON):
             self.line.flow.awake.add(self.index)
+
+    def rescue(self, done: deque[Entry], failed: Failures, held: deque[Entry]) -> None:
+        """Pass on what a worker has done, and what waits behind a slow item, while it is at that.
+
+        Args:
+            done: items with results; the worker appends meanwhile.
+            failed: items with errors.
+            held: items that it has not begun; it takes from the left meanwhile.
+        """
+        line = self.line
+        with line.lock:
+            entries = [done.popleft() for _ in range(len(done))]
+            errors = [failed.pop() for _ in range(len(failed))]
+            if entries or errors:
+                line.flow.finished(self.index, entries, errors, line.now())
+            if self.parked and held:
+                back: list[Entry] = []
+                with contextlib.suppress(IndexError):
+                    while True:
+                        back.append(held.popleft())
+                line.flow.returned(self.index, back, line.now())
+            wakers = line.rouse()
+        for wake in wakers:
+            wake()
+
+    def failure_of(self, seq: int, cause: BaseException) -> tuple[int, BaseException]:
+        """An item that failed, and its output."""
+        line = self.line
+        return seq, item_failed(line.id, self.id, line.node, seq, cause)
 
     def give_back(self, entries: Sequence[Entry]) -> None:
         """Items that were taken and have no result are to be run again."""

@@ -9,6 +9,7 @@ gone, deadlines, the end.
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from handoff_actors.execution.workers.roster import Workers
 
 Waker = Callable[[], object]
+
+LOOK = 2e-3
+"""Seconds between looks at workers that have more than one item."""
 
 
 class Line:
@@ -92,6 +96,7 @@ class Line:
         self.ref: Ref | None = None
         self.timer: Timer | None = None
         self.timer_due = 0.0
+        self.watching = False
         self.began = monotonic()
         self.crews = [Crew(self, i, isolation, restarts) for i in range(plan.n)]
 
@@ -157,6 +162,28 @@ class Line:
             wakers = self.rouse()
         for wake in wakers:
             wake()
+
+    def watch(self) -> None:
+        """Workers have more than one item each: look after them for a while. The lock is held."""
+        if not self.watching:
+            self.watching = True
+            self._look_again(LOOK)
+
+    def _look_again(self, seconds: float) -> None:
+        look = functools.partial(self._look, seconds)
+        self.workers.timers.call_later(seconds, look)
+
+    def _look(self, seconds: float) -> None:
+        """On the timer thread."""
+        active = False
+        for crew in self.crews:
+            for worker in crew.workers:
+                if worker is not None and worker.look():
+                    active = True
+        if active and not self.over:
+            self._look_again(seconds)
+            return
+        self.watching = False  # a worker that takes in this moment is watched from its next take on
 
     def made_room(self) -> None:
         """A consumer has taken something, and somebody waits for room."""

@@ -72,6 +72,7 @@ class ProcessWorker:
         self._process: Process | None = None
         self._timer: Any = None
         self._timed_out = -1
+        self._looked_at = -1
         self._latch = threading.Lock()
         self._latch.acquire()
         kind = RemoteAsyncCode if self._is_async else RemoteCode
@@ -103,6 +104,30 @@ class ProcessWorker:
         process = self._process
         if process is not None and (self._flying or not self.ready):
             process.kill()
+
+    def look(self) -> bool:
+        """See ``Worker``."""
+        first, before = next(iter(list(self._flying)), -1), self._looked_at
+        self._looked_at = first
+        if len(self._flying) < 2 or self._is_async:
+            return False
+        if first == before and self.crew.parked:
+            self.crew.line.workers.carriers.submit(self._take_back)
+        return True
+
+    def _take_back(self) -> None:
+        """Others have nothing to do: they can have what waits here."""
+        process, waiting = self._process, list(self._flying)[1:]
+        if process is None or not waiting:
+            return
+        # Whoever removes it from ``_flying`` has it: the process may die in this moment.
+        back: list[Entry] = []
+        for token in process.take_back(waiting, 1.0):
+            flight = self._flying.pop(token, None)
+            if flight is not None:
+                back += flight.entries
+        if back:
+            self.crew.give_back(back)
 
     def run(self) -> None:
         """Work until the pipeline ends."""
@@ -177,7 +202,6 @@ class ProcessWorker:
                     if self._flying:
                         process.kill()
                     return
-                done, failed = [], []
                 if taken:
                     self._stack(taken)
                 elif idle:
@@ -263,11 +287,11 @@ class ProcessWorker:
                     dumps(payload, f"an argument of function {self.crew.id!r}")
                     good.append((seq, payload))
                     continue
-                failed.append((seq, refusal))
+                failed.append(self.crew.failure_of(seq, refusal))
             except SerializationError as error:
-                failed.append((seq, error))
+                failed.append(self.crew.failure_of(seq, error))
         if len(good) == len(entries):
-            failed += [(seq, refusal) for seq, _ in entries]
+            failed += [self.crew.failure_of(seq, refusal) for seq, _ in entries]
         elif good:
             self._backlog.appendleft(good)
 
@@ -281,9 +305,9 @@ class ProcessWorker:
             self._timer = None
         entries = flight.entries
         if not outcome.ok:
-            failed += [(seq, outcome.value) for seq, _ in entries]
+            failed += [crew.failure_of(seq, outcome.value) for seq, _ in entries]
         elif self._batching:
-            sort_out(entries, outcome.value, done, failed)
+            sort_out(crew, entries, outcome.value, done, failed)
         else:
             done.append((entries[0][0], outcome.value))
         if crew.crashes or crew.suspects:
@@ -325,15 +349,15 @@ class ProcessWorker:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        flights, self._flying = self._flying, {}
-        late = flights.pop(self._timed_out, None)
+        late = self._flying.pop(self._timed_out, None)
+        flights = [f for token in list(self._flying) if (f := self._flying.pop(token, None))]
         self._timed_out = -1
         failed: Failures = []
         if late is not None:
             assert self._timeout is not None
             cause = timed_out(line.id, crew.id, self._timeout)
-            failed = [(seq, cause) for seq, _ in late.entries]
-        entries = [entry for flight in flights.values() for entry in flight.entries]
+            failed = [crew.failure_of(seq, cause) for seq, _ in late.entries]
+        entries = [entry for flight in flights for entry in flight.entries]
         if len(entries) > 1 and crew.function.max_crashes:
             crew.suspects.update(seq for seq, _ in entries)
         elif late is None:
@@ -344,7 +368,7 @@ class ProcessWorker:
                     del crew.crashes[seq]
                     crew.suspects.discard(seq)
                     error = crashed(line.id, crew.id, crew.function.max_crashes, crashes)
-                    failed.append((seq, error))
+                    failed.append(crew.failure_of(seq, error))
         gone = {seq for seq, _ in failed}
         again = [entry for entry in entries if entry[0] not in gone]
         again += [entry for waiting in self._backlog for entry in waiting]
@@ -352,7 +376,7 @@ class ProcessWorker:
         if again and not line.over:
             crew.give_back(again)
         if failed:
-            crew.exchange((), failed, 0)
+            crew.exchange([], failed, 0)
         if not began and not line.over:
             # It died in ``init``: that is nobody's but the stage's, which must not try for ever.
             raise WorkerFailed from crashed(line.id, crew.id, 0, [crash])

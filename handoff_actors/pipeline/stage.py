@@ -11,7 +11,7 @@ from time import monotonic
 
 from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import Actor
-from handoff_actors.errors import FunctionCrashedError, PipelineError
+from handoff_actors.errors import FunctionCrashedError, PipelineError, describe
 from handoff_actors.pipeline.crew import Crew
 
 
@@ -42,7 +42,7 @@ class Stage(Actor):
         if failure is not None and (crew.intensity.record(monotonic()) or hopeless):
             error = PipelineError(
                 f"pipeline {line.id!r}: the workers of function {crew.id!r} cannot begin on node "
-                f"{line.node}: {type(failure).__name__}: {failure}"
+                f"{line.node}: {describe(failure)}"
             )
             error.__cause__ = failure
             line.end(error)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import MutableSequence, Sequence
 from time import perf_counter as clock
 from typing import Any
 
@@ -30,7 +31,11 @@ class ThreadWorker:
         number: which of them.
 
     Attributes:
-        held: what was taken and is not done.
+        at: what it is at; of a batch the first.
+        batch: what it is at, where that is more than one.
+        held: what was taken and has not begun.
+        done: items with results that were not passed on; not only by this thread, see ``look``.
+        failed: the same of those that failed.
     """
 
     def __init__(self, crew: Crew, number: int) -> None:
@@ -38,8 +43,12 @@ class ThreadWorker:
         self.number = number
         self.ready = False
         self.working_since = 0.0
-        self.held: Sequence[Entry] = ()
-        self.seq = -1
+        self.held: deque[Entry] = deque()
+        self.done: deque[Entry] = deque()
+        self.failed: Failures = []
+        self._looked_at: Entry | None = None
+        self.at: Entry | None = None
+        self.batch: Sequence[Entry] = ()
         self._latch = threading.Lock()
         self._latch.acquire()
         self._timeout = crew.function.timeout
@@ -49,8 +58,10 @@ class ThreadWorker:
 
     def context(self) -> Context:
         """The item that is here now; in a batch, its first."""
-        seq, line = self.seq, self.crew.line
-        return self.crew.context(seq, lambda: line.over or self.seq != seq)
+        at, line = self.at, self.crew.line
+        return self.crew.context(
+            -1 if at is None else at[0], lambda: line.over or self.at is not at
+        )
 
     def home(self) -> Any:
         """The runtime."""
@@ -82,8 +93,7 @@ class ThreadWorker:
         except BaseException as error:  # the wall: a bug of ours costs this worker
             line.workers.log.error("stage_worker_failed", pipeline=line.name, exc_info=error)  # noqa: TRY400  it is passed on
             failure = error
-            if self.held:
-                self.crew.give_back(self.held)
+            self.crew.give_back([*self.batch, *self.held])
         line.workers.carriers.set_busy(False)
         self.crew.left(self, failure)
 
@@ -102,68 +112,77 @@ class ThreadWorker:
             work = functools.partial(self._single, code.caller())
         else:
             work = functools.partial(self._many, code.caller())
-        done: list[Entry] = []
-        failed: Failures = []
+        done, failed = self.done, self.failed
         while True:
             limit = 1 if self._timeout is not None else crew.limit()
             taken = crew.exchange(done, failed, limit, latch.release)
-            self.held = ()
             if taken is None:
                 return
-            done, failed = [], []
             if not taken:
                 latch.acquire()
                 continue
-            self.held = taken
             began = self.working_since = clock()
             if not work(taken, done, failed):
                 return
             self.working_since = 0.0
             crew.account(began, len(taken))
 
-    def _many(self, call: Any, taken: list[Entry], done: list[Entry], failed: Failures) -> bool:
-        append = done.append
+    def _many(self, call: Any, taken: list[Entry], done: deque[Entry], failed: Failures) -> bool:
+        held = self.held
+        held.extend(taken)
+        pop, append = held.popleft, done.append
         mark = clock()
-        left = len(taken)
-        for seq, payload in taken:
-            self.seq = seq
+        while True:
+            try:
+                entry = pop()
+            except IndexError:
+                break
+            self.at = entry
+            seq, payload = entry
             try:
                 append((seq, call(payload)))
             except BaseException as error:
-                failed.append((seq, own_error(error)))
-            left -= 1
-            if left and clock() - mark > PASS_ON:
-                self.held = taken[-left:]
+                failed.append(self.crew.failure_of(seq, own_error(error)))
+            if clock() - mark > PASS_ON and held:
                 if self.crew.exchange(done, failed, 0) is None:
+                    held.clear()
                     return False
-                done.clear()
-                failed.clear()
                 mark = clock()
-        self.seq = -1
+        self.at, self.batch = None, ()
         return True
 
-    def _single(self, call: Any, taken: list[Entry], done: list[Entry], failed: Failures) -> bool:
+    def look(self) -> bool:
+        """See ``Worker``."""
+        at, before = self.at, self._looked_at
+        self._looked_at = at
+        if not self.held and not self.done:
+            return False
+        if at is before:
+            self.crew.rescue(self.done, self.failed, self.held)
+        return True
+
+    def _single(self, call: Any, taken: list[Entry], done: deque[Entry], failed: Failures) -> bool:
         """One item with a time limit."""
-        (seq, payload), *_ = taken
-        self.seq = seq
+        self.at, self.batch = taken[0], taken
+        seq, payload = self.at
         gate = self._begin_timer(taken)
         try:
             value = call(payload)
         except BaseException as error:
             if not self._in_time(gate):
                 return False
-            failed.append((seq, own_error(error)))
+            failed.append(self.crew.failure_of(seq, own_error(error)))
         else:
             if not self._in_time(gate):
                 return False
             done.append((seq, value))
-        self.seq = -1
+        self.at, self.batch = None, ()
         return True
 
     def _batch(
-        self, code: StageCode, taken: list[Entry], done: list[Entry], failed: Failures
+        self, code: StageCode, taken: list[Entry], done: deque[Entry], failed: Failures
     ) -> bool:
-        self.seq = taken[0][0]
+        self.at, self.batch = taken[0], taken
         gate = self._begin_timer(taken)
         try:
             results = code.many([payload for _, payload in taken])
@@ -171,12 +190,12 @@ class ThreadWorker:
             if not self._in_time(gate):
                 return False
             own = own_error(error)
-            failed += [(seq, own) for seq, _ in taken]
+            failed += [self.crew.failure_of(seq, own) for seq, _ in taken]
         else:
             if not self._in_time(gate):
                 return False
-            sort_out(taken, results, done, failed)
-        self.seq = -1
+            sort_out(self.crew, taken, results, done, failed)
+        self.at, self.batch = None, ()
         return True
 
     # Time limits.
@@ -209,11 +228,10 @@ class ThreadWorker:
             return
         crew, timeout = self.crew, self._timeout
         assert timeout is not None
-        self.held = ()
-        self.seq = -1
-        failed: Failures = [(seq, timed_out(crew.line.id, crew.id, timeout)) for seq, _ in taken]
+        self.at, self.batch = None, ()
+        cause = timed_out(crew.line.id, crew.id, timeout)
         crew.abandon(self)
-        crew.exchange((), failed, 0)
+        crew.exchange([], [crew.failure_of(seq, cause) for seq, _ in taken], 0)
 
 
 def own_error(error: BaseException) -> BaseException:
@@ -225,11 +243,15 @@ def own_error(error: BaseException) -> BaseException:
 
 
 def sort_out(
-    taken: Sequence[Entry], results: Sequence[Any], done: list[Entry], failed: Failures
+    crew: Crew,
+    taken: Sequence[Entry],
+    results: Sequence[Any],
+    done: MutableSequence[Entry],
+    failed: Failures,
 ) -> None:
     """The results of a batch, to the items they are of."""
     for (seq, _), result in zip(taken, results, strict=True):
         if result.__class__ is Failed:
-            failed.append((seq, result.error))
+            failed.append(crew.failure_of(seq, result.error))
         else:
             done.append((seq, result))

@@ -1,0 +1,727 @@
+"""Pipelines on live runtimes: order, demand, failures, ends, and what every end gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import handoff_actors as handoff
+from handoff_actors import Argument, Collocated, Function
+from handoff_actors.testing import crash
+
+IDENTITY = lambda x: x  # noqa: E731
+
+
+def line(*functions: Function, inputs: tuple[str, ...] = ("x",)) -> handoff.DAG:
+    dag = handoff.DAG("line")
+    for name in inputs:
+        dag.add_function(Function(name, type="input"))
+    for function in functions:
+        dag.add_function(function)
+    return dag
+
+
+def chain(*codes: Callable[..., Any], **fields: Any) -> handoff.DAG:
+    """Each code takes the result of the one before."""
+    names = ["x", *map(str, range(len(codes)))]
+    return line(
+        *[Function(names[i + 1], [names[i]], code, **fields) for i, code in enumerate(codes)]
+    )
+
+
+# Items in, results out.
+
+
+def test_results_come_in_the_order_of_pushes(runtime: handoff.Runtime) -> None:
+    with runtime.stream(chain(lambda x: x + 1, lambda x: x * 2)) as pipeline:
+        assert [pipeline.push(i) for i in range(5)] == [0, 1, 2, 3, 4]
+        assert next(pipeline) == 2
+        assert next(iter(pipeline)) == 4
+        pipeline.close()
+        assert list(pipeline) == [6, 8, 10]
+        assert list(pipeline) == []
+
+
+def test_order_holds_when_items_overtake(runtime: handoff.Runtime) -> None:
+    def slow_if_even(x: int) -> int:
+        time.sleep(0.004 if x % 2 == 0 else 0)
+        return x
+
+    with runtime.stream(chain(slow_if_even, IDENTITY, parallelism=4)) as pipeline:
+        assert list(pipeline.map(range(60))) == list(range(60))
+
+
+@pytest.mark.parametrize("value", [None, {}, {"x": 1}, ValueError("a value"), (), [1]])
+def test_every_value_is_a_value(runtime: handoff.Runtime, value: Any) -> None:
+    dag = chain(lambda x: [x])
+    with runtime.stream(dag) as pipeline:
+        pipeline.push(value)
+        assert next(pipeline) == [value]
+
+
+def test_several_inputs_sinks_joins_inlines_and_serialisers(runtime: handoff.Runtime) -> None:
+    trail: list[tuple[str, str]] = []
+
+    def ship(data: int, source: str, target: str, tag: str) -> tuple[str, int]:
+        trail.append((source, target))
+        return tag, data
+
+    dag = line(
+        Function("sum", ["a", "b"], lambda a, b: a + b),
+        Function("twice", ["a"], lambda a: a * 2, type="inline"),
+        Function("list", ["twice", "b", "a"], list, argument_inclusion="as_list"),
+        Function(
+            "both",
+            [Argument("sum", (ship, ["t"]), lambda pair, _s, _t: pair), "twice", "sum"],
+            lambda *args, **more: (args, more),
+            extra_args=["e"],
+            extra_kwargs={"k": 1},
+            node=Collocated("sum"),
+        ),
+        Function("constant", (), lambda: "c"),
+        inputs=("a", "b"),
+    )
+    with runtime.stream(dag) as pipeline:
+        pipeline.push({"a": 1, "b": 10})
+        pipeline.push({"b": 20, "a": 2})
+        assert next(pipeline) == {
+            "list": [2, 10, 1],
+            "both": ((("t", 11), 2, 11, "e"), {"k": 1}),
+            "constant": "c",
+        }
+        assert next(pipeline)["both"][0][0] == ("t", 22)
+        assert trail[0] == (runtime.node(), runtime.node())
+        for wrong, missing, unknown in (
+            ({"a": 1}, ["b"], []),
+            ({"a": 1, "b": 2, "c": 3}, [], ["c"]),
+            (7, ["a", "b"], []),
+        ):
+            with pytest.raises(handoff.MissingInputError) as caught:
+                pipeline.push(wrong)
+            assert (caught.value.missing, caught.value.unknown) == (missing, unknown)
+
+
+def test_coroutines_are_many_in_flight_and_keep_state_in_turn(runtime: handoff.Runtime) -> None:
+    together = asyncio.Barrier(3)
+
+    async def meet(x: int) -> int:
+        await together.wait()
+        return x
+
+    async def count(state: int, x: int) -> tuple[tuple[int, int], int]:
+        await asyncio.sleep(0)
+        return (x, state), state + 1
+
+    dag = line(Function("meet", ["x"], meet), Function("count", ["meet"], count, init=lambda: 0))
+    with runtime.stream(dag) as pipeline:
+        results = list(pipeline.map(range(9)))
+    assert [x for x, _ in results] == list(range(9))
+    assert sorted(state for _, state in results) == list(range(9))
+
+
+def test_current_tells_the_item_and_nested_runs_work(runtime: handoff.Runtime) -> None:
+    def nested(x: int) -> tuple[Any, ...]:
+        here = handoff.current()
+        dag = handoff.new().add_function(Function("n", (), lambda: x * 10))
+        return here.function_id, here.attempt, here.node, handoff.execute(dag).results["n"]
+
+    with runtime.stream(chain(nested)) as pipeline:
+        assert list(pipeline.map([1])) == [("0", 1, runtime.node(), 10)]
+
+
+# State, batches, parallelism.
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_init_once_per_worker_and_state_threaded(runtime: handoff.Runtime, isolation: str) -> None:
+    def make(first: int) -> list[int]:
+        return [first]
+
+    def code(state: list[int], x: int) -> tuple[int, list[int]]:
+        return state[0] + x, [state[0] + 1]
+
+    dag = line(Function("s", ["x"], code, init=(make, [100]), isolation=isolation))
+    with runtime.stream(dag) as pipeline:
+        assert list(pipeline.map([0] * 5)) == [100, 101, 102, 103, 104]
+
+
+def test_parallel_workers_have_a_state_and_a_thread_each(runtime: handoff.Runtime) -> None:
+    meet = threading.Barrier(3)
+
+    def code(state: int, x: int) -> tuple[tuple[int, bool], int]:
+        meet.wait(10)
+        return (state, threading.get_ident() == state), state
+
+    dag = line(Function("s", ["x"], code, init=threading.get_ident, parallelism=3))
+    with runtime.stream(dag) as pipeline:
+        states = list(pipeline.map(range(9)))
+    assert len({state for state, _ in states}) == 3
+    assert all(same for _, same in states)
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_batches_have_their_size_and_the_rest_is_flushed(
+    runtime: handoff.Runtime, isolation: str
+) -> None:
+    def code(rows: list[tuple[int]]) -> list[tuple[int, int]]:
+        return [(x, len(rows)) for (x,) in rows]
+
+    dag = line(Function("b", ["x"], code, batch_size=4, isolation=isolation))
+    with runtime.stream(dag) as pipeline:
+        sizes = [size for _, size in pipeline.map(range(10))]
+        assert sizes == [4] * 8 + [2] * 2  # flushed at the end of a map
+        for i in range(3):
+            pipeline.push(i)
+        pipeline.close()
+        assert list(pipeline) == [(0, 3), (1, 3), (2, 3)]  # and on close
+    with runtime.stream(dag, max_pending=3) as pipeline:
+        for i in range(3):
+            pipeline.push(i)
+        assert next(pipeline) == (0, 3)  # and when it is full
+
+
+def test_a_batch_waits_no_longer_than_its_timeout(runtime: handoff.Runtime) -> None:
+    dag = line(
+        Function("b", ["x"], lambda rows: [len(rows)] * len(rows), batch_size=9, batch_timeout=0.05)
+    )
+    with runtime.stream(dag) as pipeline:
+        begun = time.monotonic()
+        pipeline.push(1)
+        pipeline.push(2)
+        assert next(pipeline) == 2
+        assert 0.04 < time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_breaches_of_contract_are_errors_of_their_items(
+    runtime: handoff.Runtime, isolation: str
+) -> None:
+    short = line(Function("f", ["x"], lambda rows: rows[1:], batch_size=2, isolation=isolation))
+    with runtime.stream(short) as pipeline:
+        results = list(pipeline.map(range(2)))
+        assert [type(r) for r in results] == [handoff.ItemFailedError] * 2
+        assert "batch of 2" in str(results[0])
+        assert isinstance(results[0].__cause__, TypeError)
+
+    def forgets(state: int, x: int) -> Any:
+        return x if x == 1 else ((x, state), state + 1)
+
+    stateless = line(Function("f", ["x"], forgets, init=lambda: 0, isolation=isolation))
+    with runtime.stream(stateless) as pipeline:
+        first, broken, last = pipeline.map(range(3))
+        assert (first, last) == ((0, 0), (2, 1))  # the state is as it was before
+        assert "(result, state)" in str(broken)
+
+
+# Failures of items.
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_failed_item_fails_alone_in_its_place(runtime: handoff.Runtime, isolation: str) -> None:
+    seen: list[int] = []
+
+    def picky(x: int) -> int:
+        if x == 2:
+            raise (SystemExit if isolation == "thread" else KeyError)("two")
+        return x
+
+    dag = line(
+        Function("picky", ["x"], picky, isolation=isolation, max_retries=5),
+        Function("next", ["picky"], lambda x: seen.append(x) or x),
+        Function("other", ["x"], lambda x: -x),
+    )
+    with runtime.stream(dag) as pipeline:
+        results = list(pipeline.map(range(5)))
+    assert [r for i, r in enumerate(results) if i != 2] == [
+        {"next": i, "other": -i} for i in range(5) if i != 2
+    ]
+    error = results[2]
+    assert isinstance(error, handoff.ItemFailedError)
+    assert (error.function_id, error.node) == ("picky", runtime.node())
+    assert isinstance(error.__cause__, (SystemExit, KeyError))
+    assert seen == [0, 1, 3, 4]
+
+
+def test_errors_whose_text_cannot_be_had(runtime: handoff.Runtime) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise SystemExit
+
+    def code(_x: int) -> None:
+        raise Odd
+
+    with runtime.stream(chain(code)) as pipeline:
+        (error,) = pipeline.map([1])
+        assert isinstance(error.__cause__, Odd)
+
+
+def test_done_items_wait_for_no_slow_one(runtime: handoff.Runtime) -> None:
+    """Also when they were in the hands of the same worker; and others take what waits behind it."""
+    gate = threading.Event()
+    meet = threading.Barrier(3)
+
+    def code(x: int) -> int:
+        if x == 500:
+            gate.wait(20)
+        if x > 997:
+            meet.wait(20)
+        return x
+
+    with runtime.stream(chain(code, parallelism=3)) as pipeline:
+        mapped = pipeline.map(range(1001))
+        assert list(itertools.islice(mapped, 500)) == list(range(500))
+        gate.set()
+        assert list(mapped) == list(range(500, 1001))
+
+
+def test_an_item_that_waits_too_long_for_its_arguments_is_given_up(
+    runtime: handoff.Runtime,
+) -> None:
+    release = threading.Event()
+
+    def slow(x: int) -> int:
+        if x == 1:
+            release.wait(20)
+        return x
+
+    dag = line(
+        Function("slow", ["x"], slow, parallelism=2),
+        Function("quick", ["x"], IDENTITY),
+        Function("join", ["slow", "quick"], lambda a, b: (a, b)),
+    )
+    with runtime.stream(dag, join_timeout=0.1) as pipeline:
+        first, second, third = itertools.islice(pipeline.map(range(3)), 3)
+        release.set()
+        assert (first, third) == ((0, 0), (2, 2))
+        assert isinstance(second, handoff.ItemFailedError)
+        assert second.function_id == "join"
+        assert "'slow' did not come" in str(second)
+        assert list(pipeline.map([5])) == [(5, 5)]
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_function_that_overruns_costs_its_item(runtime: handoff.Runtime, isolation: str) -> None:
+    def code(x: int) -> int:
+        end = time.monotonic() + (60 if x == 1 else 0)
+        while time.monotonic() < end and not handoff.current().cancelled():
+            time.sleep(0.005)
+        return x
+
+    dag = line(Function("f", ["x"], code, timeout=0.2, isolation=isolation))
+    with runtime.stream(dag) as pipeline:
+        first, second, third = pipeline.map(range(3))
+    assert (first, third) == (0, 2)
+    assert isinstance(second.__cause__, handoff.FunctionTimeoutError)
+
+
+def test_what_cannot_cross_to_a_process(runtime: handoff.Runtime) -> None:
+    lock = threading.Lock()
+
+    def locked(_x: int) -> Any:
+        return lock
+
+    with pytest.raises(handoff.SerializationError) as caught:
+        runtime.stream(chain(locked, isolation="process"))
+    assert caught.value.function_id == "0"
+    dag = line(
+        Function("b", ["x"], lambda rows: [1] * len(rows), batch_size=3, isolation="process")
+    )
+    with runtime.stream(dag) as pipeline:
+        good, bad, other = pipeline.map([1, (i for i in ()), 2])
+        assert (good, other) == (1, 1)
+        assert isinstance(bad.__cause__, handoff.SerializationError)
+
+
+# Demand.
+
+
+def test_push_waits_for_room(runtime: handoff.Runtime, spawn: Any) -> None:
+    with runtime.stream(chain(IDENTITY), max_pending=2) as pipeline:
+        pipeline.push(0)
+        pipeline.push(1)
+        with pytest.raises(handoff.PipelineFullError):
+            pipeline.push_nowait(2)
+        with pytest.raises(TimeoutError):
+            pipeline.push(2, timeout=0.02)
+        pushed = spawn(lambda: pipeline.push(2))
+        assert next(pipeline) == 0
+        assert pushed.result(10) == 2
+        with pytest.raises(handoff.PipelineFullError):
+            pipeline.push_nowait(3)
+        assert [next(pipeline), next(pipeline)] == [1, 2]
+
+
+def test_map_is_lazy_and_leaves_others_alone(runtime: handoff.Runtime) -> None:
+    pulled = 0
+
+    def source() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    with runtime.stream(chain(IDENTITY), max_pending=10) as pipeline:
+        pipeline.push(-1)
+        mapped = pipeline.map(source())
+        assert pulled == 0
+        assert [next(mapped) for _ in range(25)] == list(range(1, 26))
+        assert pulled <= 25 + 10
+        mapped.close()
+        assert next(pipeline) == -1
+        assert list(pipeline.map([7, 8])) == [7, 8]
+
+        def broken() -> Iterator[int]:
+            yield 1
+            raise KeyError("source")
+
+        with pytest.raises(KeyError):
+            list(pipeline.map(broken()))
+        assert list(pipeline.map([9])) == [9]
+
+
+def test_maps_of_several_threads_keep_their_items(runtime: handoff.Runtime, together: Any) -> None:
+    dag = chain(lambda x: x, lambda x: x, parallelism=2)
+    with runtime.stream(dag, max_pending=20) as pipeline:
+        ranges = [range(i * 1000, i * 1000 + 300) for i in range(4)]
+        got = together([lambda r=r: list(pipeline.map(r)) for r in ranges])
+    assert got == [list(r) for r in ranges]
+
+
+def test_a_consumer_that_sleeps_bounds_what_is_made(
+    runtime: handoff.Runtime, eventually: Any
+) -> None:
+    made: list[int] = []
+    dag = chain(lambda x: made.append(x) or x, IDENTITY, IDENTITY)
+    with runtime.stream(dag, max_pending=50) as pipeline:
+        mapped = pipeline.map(itertools.count())
+        next(mapped)
+        eventually(lambda: pipeline.statistics()["2"].processed == len(made))
+        assert len(made) <= 51
+
+
+@pytest.mark.parametrize(("most", "least"), [(1, None), (3, 0), (4, 3)])
+def test_demand_bounds_how_far_a_stage_is_ahead(
+    runtime: handoff.Runtime, most: int, least: int | None, eventually: Any
+) -> None:
+    begun: list[int] = []
+    gate = threading.Semaphore(0)
+    dag = chain(lambda x: begun.append(x) or x, lambda x: gate.acquire() and x)
+    with runtime.stream(dag, max_demand=most, min_demand=least) as pipeline:
+        for i in range(20):
+            pipeline.push(i)
+        eventually(lambda: len(begun) == most)
+        for taken in range(20):
+            assert len(begun) <= taken + most
+            gate.release()
+            assert next(pipeline) == taken
+
+
+def test_progress_is_told(runtime: handoff.Runtime) -> None:
+    told: list[Any] = []
+    with runtime.stream(chain(IDENTITY)) as pipeline:
+        list(pipeline.map(range(100), progress=told.append))
+        assert (told[-1].total, told[-1].finished, told[-1].state) == (100, 100, "succeeded")
+        with pytest.raises(handoff.ConfigurationError):
+            pipeline.map([1], progress=7)
+
+
+# Asyncio.
+
+
+def test_the_face_for_asyncio(default: Any) -> None:
+    async def main() -> None:
+        await handoff.aio.start()
+        async with await handoff.aio.stream(chain(lambda x: x * 2), max_pending=5) as pipeline:
+
+            async def produce() -> None:
+                for i in range(50):
+                    await pipeline.apush(i)
+                for _ in range(5):
+                    await pipeline.apush(-1)
+                with pytest.raises(handoff.PipelineFullError):
+                    await pipeline.apush(-1, timeout=0.01)
+                pipeline.close()
+
+            producer = asyncio.create_task(produce())
+            got = []
+            async for result in pipeline:
+                got.append(result)
+                if len(got) == 50:
+                    await producer
+            assert got[:50] == [i * 2 for i in range(50)]
+            assert got[50:] == [-2] * 5
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+# The ends of a pipeline, and what it gives back.
+
+COSTLY = {"cost": {"cpu": 0.5}}
+
+
+@contextlib.contextmanager
+def claimed(runtime: handoff.Runtime, claims_at_zero: Any) -> Iterator[None]:
+    """Within it a pipeline has claimed; afterwards nothing is."""
+    yield
+    claims_at_zero(runtime)
+    names = [a.name for a in runtime.status().tree.children if a.name == "pipeline_supervisor"]
+    assert names
+    assert runtime.pipelines == {}
+
+
+def test_claims_are_cost_times_parallelism_for_its_life(
+    runtime: handoff.Runtime, claims_at_zero: Any
+) -> None:
+    dag = line(
+        Function("a", ["x"], IDENTITY, cost={"cpu": 0.5, "memory": 10}, parallelism=3),
+        Function("b", ["a"], IDENTITY, cost={"cpu": 0.5}),
+    )
+    with claimed(runtime, claims_at_zero):
+        pipeline = runtime.stream(dag)
+        (claim,) = runtime.status().claims
+        assert (dict(claim.amounts), claim.dag_id) == ({"cpu": 2, "memory": 30}, "pipeline:line")
+        pipeline.push(1)
+        pipeline.close()
+        assert list(pipeline) == [1]
+        assert runtime.status().claims == []  # who has seen the end finds them free
+
+
+@pytest.mark.parametrize("end", ["stop", "exit", "exit by an error", "collected", "unread"])
+def test_claims_come_back_however_it_ends(
+    runtime: handoff.Runtime, claims_at_zero: Any, end: str
+) -> None:
+    with claimed(runtime, claims_at_zero):
+        pipeline = runtime.stream(chain(IDENTITY, **COSTLY))
+        list(pipeline.map(range(3)))
+        assert runtime.status().claims
+        if end == "stop":
+            pipeline.stop()
+            pipeline.stop()
+        elif end == "exit":
+            with pipeline:
+                pass
+        elif end == "exit by an error":
+            with pytest.raises(KeyError), pipeline:
+                raise KeyError
+        elif end == "unread":
+            with pipeline:
+                pipeline.push(1)
+        else:
+            del pipeline
+            gc.collect()
+
+
+def test_claims_that_cannot_be_had(runtime: handoff.Runtime, claims_at_zero: Any) -> None:
+    with pytest.raises(handoff.AllocationError) as caught:
+        runtime.stream(chain(IDENTITY, cost={"cpu": 1}, parallelism=3))
+    assert (caught.value.resource, caught.value.asked, caught.value.most) == ("cpu", 3, 2)
+    with claimed(runtime, claims_at_zero):
+        first = runtime.stream(chain(IDENTITY, cost={"cpu": 2}))
+        with pytest.raises(handoff.AllocationError, match=r"within 0.1 s"):
+            runtime.stream(chain(IDENTITY, cost={"cpu": 1}), timeout=0.1)
+        first.stop()
+        with runtime.stream(chain(IDENTITY, cost={"cpu": 2}), timeout=10) as second:
+            assert list(second.map([1])) == [1]
+
+
+def test_two_of_one_dag_have_names_of_their_own(runtime: handoff.Runtime) -> None:
+    dag = chain(IDENTITY)
+    with runtime.stream(dag) as one, runtime.stream(dag) as two:
+        assert (one.name, two.name) == ("pipeline:line", "pipeline:line#2")
+        assert list(one.map([1])) + list(two.map([2])) == [1, 2]
+
+
+def test_stop_ends_whoever_waits(runtime: handoff.Runtime, spawn: Any, eventually: Any) -> None:
+    gate = threading.Event()
+    pipeline = runtime.stream(chain(lambda x: gate.wait(20) and x), max_pending=1)
+    pipeline.push(1)
+    waiting = [spawn(lambda: pipeline.push(2)), spawn(lambda: list(pipeline))]
+    eventually(lambda: pipeline._line.pushers and pipeline._line.main.waiting)
+    begun = time.monotonic()
+    pipeline.stop()
+    for future in waiting:
+        with pytest.raises(handoff.PipelineStoppedError):
+            future.result(10)
+    assert time.monotonic() - begun < 3
+    with pytest.raises(handoff.PipelineStoppedError):
+        pipeline.push(3)
+    gate.set()
+
+
+def test_close_refuses_pushes_and_drains_to_whoever_iterates(
+    runtime: handoff.Runtime, spawn: Any
+) -> None:
+    with runtime.stream(chain(lambda x: time.sleep(0.005) or x)) as pipeline:
+        for i in range(20):
+            pipeline.push(i)
+        reading = spawn(lambda: list(pipeline))
+        while not pipeline._readers:
+            time.sleep(0.001)
+        pipeline.close()
+        with pytest.raises(handoff.PipelineStoppedError):
+            pipeline.push(1)
+        with pytest.raises(handoff.PipelineStoppedError):
+            pipeline.map([1])
+    assert reading.result(10) == list(range(20))
+
+
+def test_a_runtime_that_stops_ends_its_pipelines(
+    make_runtime: Callable[..., handoff.Runtime], spawn: Any, eventually: Any
+) -> None:
+    runtime = make_runtime()
+    pipeline = runtime.stream(chain(IDENTITY))
+    reading = spawn(lambda: list(pipeline))
+    eventually(lambda: pipeline._line.main.waiting)
+    runtime.stop()
+    assert reading.result(10) == []
+    with pytest.raises(handoff.PipelineStoppedError, match="runtime"):
+        pipeline.push(1)
+
+
+def test_a_thread_that_does_not_end_keeps_the_claims_until_it_does(
+    runtime: handoff.Runtime, claims_at_zero: Any, eventually: Any
+) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def stubborn(x: int) -> int:
+        begun.set()
+        gate.wait(20)
+        return x
+
+    with claimed(runtime, claims_at_zero):
+        pipeline = runtime.stream(chain(stubborn, **COSTLY))
+        pipeline.push(1)
+        assert begun.wait(10)
+        pipeline.stop()
+        assert runtime.status().claims
+        gate.set()
+
+
+# Bad beginnings.
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_an_init_that_raises_is_raised_by_stream(
+    runtime: handoff.Runtime, claims_at_zero: Any, isolation: str
+) -> None:
+    def init() -> None:
+        raise KeyError("no model")
+
+    with claimed(runtime, claims_at_zero):
+        with pytest.raises(handoff.PipelineError) as caught:
+            runtime.stream(
+                chain(lambda s, x: (x, s), init=init, isolation=isolation, cost={"cpu": 1})
+            )
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_pending": 0},
+        {"max_demand": 0},
+        {"min_demand": 1},
+        {"max_demand": 2, "min_demand": 2},
+        {"join_timeout": 0},
+        {"timeout": -1},
+        {"timeout": "1"},
+    ],
+)
+def test_options_that_cannot_be_used(runtime: handoff.Runtime, options: dict[str, Any]) -> None:
+    with pytest.raises(handoff.ConfigurationError):
+        runtime.stream(chain(IDENTITY), **options)
+
+
+def test_dags_that_cannot_be_streamed(runtime: handoff.Runtime) -> None:
+    no_input = handoff.new().add_function(Function("f", (), lambda: 1))
+    no_function = handoff.new().add_function(Function("x", type="input"))
+    for dag in (no_input, no_function, "dag"):
+        with pytest.raises(handoff.InvalidDAGError):
+            runtime.stream(dag)  # type: ignore[arg-type]
+    with pytest.raises(handoff.AllocationError):
+        runtime.stream(chain(IDENTITY, node="elsewhere"))
+
+
+# Crashes.
+
+
+@pytest.mark.parametrize("which", ["pipeline:line", "pipeline:line/0", "resource_tracker"])
+def test_crashes_of_actors_cost_nothing(
+    runtime: handoff.Runtime, claims_at_zero: Any, which: str, eventually: Any
+) -> None:
+    with claimed(runtime, claims_at_zero):
+        dag = line(
+            Function("0", ["x"], IDENTITY, cost={"cpu": 1}),
+            Function("1", ["0"], lambda rows: rows, batch_size=7, batch_timeout=0.05),
+        )
+        with runtime.stream(dag) as pipeline:
+            got = []
+            for i, result in enumerate(pipeline.map(range(2000))):
+                got.append(result)
+                if i in (200, 900):
+                    crash(which, runtime=runtime)
+            assert got == [(i,) for i in range(2000)]
+        eventually(lambda: runtime.status().restarts.get(which) == 2)
+
+
+def test_a_coordinator_that_crashes_too_often_ends_its_pipeline_alone(
+    runtime: handoff.Runtime, claims_at_zero: Any, spawn: Any, eventually: Any
+) -> None:
+    boom = RuntimeError("boom")
+    with claimed(runtime, claims_at_zero):
+        other = runtime.stream(chain(IDENTITY))
+        gate = threading.Event()
+        pipeline = runtime.stream(chain(lambda x: gate.wait(20) and x, **COSTLY), max_pending=1)
+        pipeline.push(1)
+        waiting = [spawn(lambda: pipeline.push(2)), spawn(lambda: next(pipeline))]
+        eventually(lambda: pipeline._line.pushers and pipeline._line.main.waiting)
+        for _ in range(5):
+            with contextlib.suppress(handoff.ConfigurationError):
+                crash(pipeline.name, boom, runtime=runtime)
+        for future in waiting:
+            with pytest.raises(handoff.PipelineError) as caught:
+                future.result(10)
+            assert caught.value.__cause__ is boom
+        gate.set()
+        assert list(other.map([1])) == [1]
+        other.stop()
+
+
+def test_a_runtime_that_gives_up_tells_its_pipelines(
+    make_runtime: Callable[..., handoff.Runtime], spawn: Any, eventually: Any
+) -> None:
+    runtime = make_runtime(max_restarts=0)
+    pipeline = runtime.stream(chain(IDENTITY))
+    reading = spawn(lambda: next(pipeline))
+    eventually(lambda: pipeline._line.main.waiting)
+    crash("result_store", runtime=runtime)
+    with pytest.raises(handoff.RuntimeFailedError):
+        reading.result(10)
+    with pytest.raises(handoff.RuntimeFailedError):
+        pipeline.push(1)
+
+
+def test_statistics(runtime: handoff.Runtime) -> None:
+    def code(x: int) -> int:
+        if x % 10 == 0:
+            raise ValueError
+        return x
+
+    with runtime.stream(chain(IDENTITY, code)) as pipeline:
+        list(pipeline.map(range(100)))
+        found = pipeline.statistics()
+        assert (found.pushed, found.taken, found.pending, found.state) == (100, 100, 0, "running")
+        assert list(found) == ["0", "1"]
+        last = found["1"]
+        assert (last.queue, last.in_flight, last.processed, last.failed) == (0, 0, 90, 10)
+        assert last.rate > 0
+        assert 0 <= last.busy <= 1
+        assert "90 processed" in str(found)
