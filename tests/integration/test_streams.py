@@ -669,7 +669,8 @@ def test_crashes_of_actors_cost_nothing(
                 if i in (200, 900):
                     crash(which, runtime=runtime)
             assert got == [(i,) for i in range(2000)]
-        eventually(lambda: runtime.status().restarts.get(which) == 2)
+            eventually(lambda: runtime.status().restarts.get(which) == 2)
+            assert list(pipeline.map([1])) == [(1,)]
 
 
 def test_a_coordinator_that_crashes_too_often_ends_its_pipeline_alone(
