@@ -28,6 +28,7 @@ from handoff_actors.default import (
     connect,
     disconnect,
     discover_nodes,
+    dump,
     execute,
     execute_distributed,
     execute_local,
@@ -112,6 +113,7 @@ from handoff_actors.status import NodeInfo, RuntimeStatus
 
 if TYPE_CHECKING:
     from handoff_actors import aio, events, testing
+    from handoff_actors import logs as logs
 
 __all__ = [
     "DAG",
@@ -179,6 +181,7 @@ __all__ = [
     "dask_get",
     "disconnect",
     "discover_nodes",
+    "dump",
     "events",
     "execute",
     "execute_distributed",
@@ -211,7 +214,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # asyncio and the fault kit cost import time that most programs need not pay.
-    if name in ("aio", "events", "testing"):
+    if name in ("aio", "events", "logs", "testing"):
         import importlib
 
         return importlib.import_module(f"handoff_actors.{name}")

@@ -91,6 +91,7 @@ start_nodes = _awaitable(default.start_nodes)
 node_info = _awaitable(default.node_info)
 status = _awaitable(default.status)
 subscribe = _awaitable(default.subscribe)
+dump = _awaitable(default.dump)
 
 
 async def submit(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:

@@ -246,6 +246,16 @@ def status() -> RuntimeStatus:
     return snapshot
 
 
+def dump(path: str | os.PathLike[str]) -> None:
+    """Write one JSON file for a bug report; without a runtime it tells of the process only."""
+    if place.get() is None and _default is None:
+        from handoff_actors.bug_report import write
+
+        write(path, None)
+        return
+    _runtime().dump(path)
+
+
 def subscribe(
     callback: Callable[[Event], object], kinds: Iterable[type[Event]] | None = None
 ) -> Subscription:

@@ -15,7 +15,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Self
@@ -63,10 +64,16 @@ class Log:
         """What somebody has to look at."""
         self._write(logging.ERROR, event, fields)
 
+    def write(self, level: int, event: str, fields: Mapping[str, Any]) -> None:
+        """A line of any level of ``logging``."""
+        self._write(level, event, dict(fields))
+
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         structlog = sys.modules.get("structlog")
         try:
-            if structlog is not None and structlog.is_configured():
+            if relay is not None:
+                relay("handoff_actors", level, event, {**self._fields, **fields})
+            elif structlog is not None and structlog.is_configured():
                 logger = structlog.get_logger("handoff_actors").bind(**self._fields)
                 getattr(logger, logging.getLevelName(level).lower())(event, **fields)
             elif _stdlib_logger.isEnabledFor(level) and _has_real_handler():
@@ -83,6 +90,9 @@ def _render(level: int, event: str, fields: dict[str, Any]) -> None:
 
 
 log = Log()
+
+relay: Callable[[str, int, str, dict[str, Any]], None] | None = None
+"""In a worker process: takes log lines to the process that started it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,11 +259,19 @@ class Subscription:
         self.cancel()
 
 
+_REMEMBERED = 200
+
+
 class EventBus:
-    """Hands events to subscribers, in order, on a thread that exists only while there are any."""
+    """Hands events to subscribers, in order, on a thread that exists only while there are any.
+
+    Attributes:
+        recent: the last events, but for those of functions that finished.
+    """
 
     def __init__(self) -> None:
         self.active = False
+        self.recent: deque[Event] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
@@ -286,6 +304,8 @@ class EventBus:
 
     def publish(self, event: Event) -> None:
         """Queue ``event`` for the subscribers; never blocks, never raises."""
+        if event.__class__ is not FunctionsFinished:
+            self.recent.append(event)
         if self.active:
             self._queue.put(event)
 

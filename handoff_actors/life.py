@@ -15,12 +15,13 @@ import abc
 import atexit
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from handoff_actors._version import __version__
 from handoff_actors.actors.calls import Ref
@@ -60,6 +61,7 @@ from handoff_actors.results.store import Available, ResultStore
 
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.hub import Hub
+    from handoff_actors.telemetry import Telemetry
 
 _running: weakref.WeakSet[Life] = weakref.WeakSet()
 _names = itertools.count(1)
@@ -95,7 +97,13 @@ atexit.register(_stop_all)
 
 
 class Life(abc.ABC):
-    """A supervision tree; see ``Runtime``, which adds what can be asked of it."""
+    """A supervision tree; see ``Runtime``, which adds what can be asked of it.
+
+    Attributes:
+        telemetry: what tells OpenTelemetry of it, or None.
+    """
+
+    telemetry: Telemetry | None = None
 
     def __init__(self, **options: Unpack[StartOptions]) -> None:
         try:
@@ -183,8 +191,20 @@ class Life(abc.ABC):
                 system.close(0.1)
                 raise
             _running.add(self)
+            if "opentelemetry" in sys.modules:
+                self._instrument()
         log.info("runtime_started", node=self._name, version=__version__)
         return self
+
+    def _instrument(self) -> None:
+        """Tell OpenTelemetry, which the program has imported, how it goes."""
+        try:
+            from handoff_actors.telemetry import Telemetry
+
+            self.telemetry = Telemetry(cast("Any", self))
+        except Exception as error:
+            # Another version of its API, or a provider that raises: work comes first.
+            log.warning("telemetry_failed", node=self._name, error=describe(error))
 
     def _require(self, name: str) -> Ref:
         assert self._system is not None
@@ -255,6 +275,7 @@ class Life(abc.ABC):
             if system is None:
                 return
             _running.discard(self)
+            self.telemetry = None
             if self._hub is not None:
                 self._hub.close()
                 self._hub = None

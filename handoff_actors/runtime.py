@@ -157,6 +157,8 @@ class Runtime(Values, Status):
             from handoff_actors.execution.restoring import restore
 
             restore(checkpoint, dag, data, run, self._workers)
+        if self.telemetry is not None:
+            self.telemetry.began(data, run)
         if progress:
             from handoff_actors.progress import show
 

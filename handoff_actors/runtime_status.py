@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.errors import ConfigurationError, describe
 from handoff_actors.events import Event, Subscription
+from handoff_actors.execution.executor import Entry
 from handoff_actors.execution.running import running
 from handoff_actors.execution.workers.supervisor import Describe
 from handoff_actors.resources.capabilities import MICRO
@@ -50,6 +53,31 @@ class Status(Nodes):
             workers,
             [found for entry in entries.values() for found in running(entry.data)],
         )
+
+    def entries(self) -> list[Entry]:
+        """The runs it knows of, as the table has them."""
+        return list(self._runs.view.values())
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write one JSON file for a bug report: versions, status, last events, stacks.
+
+        No values, no messages of exceptions, no key. Written also when actors do not answer.
+
+        Args:
+            path: where to; what is there is replaced.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        from handoff_actors.bug_report import write
+
+        write(path, self)
+
+    def log_line(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
+        """Log what code in a worker process has logged there."""
+        from handoff_actors.execution.workers.relay import log_here
+
+        log_here(name, level, message, fields)
 
     def _node_infos(self) -> list[NodeInfo]:
         others = [] if self._mesh is None else sorted(self._mesh.known())

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from handoff_actors.errors import HandoffError
+from handoff_actors.events import Log
 
 
 class Place(Protocol):
@@ -60,6 +61,13 @@ class Context:
         """Whether nobody wants the result any more: the code may return early."""
         return self._cancelled is not None and bool(self._cancelled())
 
+    @property
+    def log(self) -> Log:
+        """A logger with dag_id, function_id, attempt and node bound; see ``handoff.logs``."""
+        return Log(
+            dag_id=self.dag_id, function_id=self.function_id, attempt=self.attempt, node=self.node
+        )
+
     def __repr__(self) -> str:
         return (
             f"<Context {self.function_id!r} of {self.dag_id!r}, attempt {self.attempt}, "
@@ -69,6 +77,23 @@ class Context:
 
 place: ContextVar[Place | None] = ContextVar("handoff_place", default=None)
 """Where the calling code runs; None outside functions."""
+
+
+def log_fields() -> dict[str, Any]:
+    """What log lines of the calling code say of it; nothing outside functions."""
+    here = place.get()
+    if here is None:
+        return {}
+    try:
+        context = here.context()
+    except HandoffError:
+        return {}
+    return {
+        "dag_id": context.dag_id,
+        "function_id": context.function_id,
+        "attempt": context.attempt,
+        "node": context.node,
+    }
 
 
 def current() -> Context:

@@ -338,6 +338,16 @@ class Child:
         with self._control_lock:
             send_frame(self._control, (kind, number, content), buffers, self._wait_for_room)
 
+    def send_log(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
+        """Have the node log a line; nobody waits for it."""
+        if os.getpid() != self._pid:
+            return
+        slots = Slots()
+        slots.add(dumps(((name, level, message, fields), {}), "a log line"))
+        number = next(self._requests)
+        content = (self._here.token, "log_line", slots.slots[0])
+        self._tell(REQUEST, number, content, slots.buffers)
+
     def _wait_for_room(self) -> None:
         waiting = select.poll()
         waiting.register(self._control, select.POLLOUT)
@@ -395,4 +405,10 @@ def main(work: int, control: int, page: int, parent: int, node: str) -> None:
         sock.set_inheritable(False)
     began = memoryview(mmap.mmap(page, 8)).cast("d")
     os.close(page)
-    Child(*sockets, began, node).run()
+    child = Child(*sockets, began, node)
+    level = os.environ.pop("HANDOFF_LOG_LEVEL", "")
+    if level:
+        from handoff_actors.execution.workers import relay
+
+        relay.install(child.send_log, int(level))
+    child.run()

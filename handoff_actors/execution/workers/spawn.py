@@ -14,6 +14,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+from handoff_actors.execution.workers.relay import level_here
+
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap.py")
 
 
@@ -69,6 +71,7 @@ def start(node: str) -> Started:
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=there,
+            env={**os.environ, "HANDOFF_LOG_LEVEL": str(level_here())},
         )
     except BaseException:
         for sock in sockets:
