@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.errors import ConfigurationError, describe
@@ -72,12 +71,6 @@ class Status(Nodes):
         from handoff_actors.bug_report import write
 
         write(path, self)
-
-    def log_line(self, name: str, level: int, message: str, fields: dict[str, Any]) -> None:
-        """Log what code in a worker process has logged there."""
-        from handoff_actors.execution.workers.relay import log_here
-
-        log_here(name, level, message, fields)
 
     def _node_infos(self) -> list[NodeInfo]:
         others = [] if self._mesh is None else sorted(self._mesh.known())

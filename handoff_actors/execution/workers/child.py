@@ -36,6 +36,7 @@ from handoff_actors.execution.invoke import invoke, invoke_async
 from handoff_actors.execution.workers.attempts import Batch, Function, Here
 from handoff_actors.execution.workers.controls import CANCEL, HELLO, REPLY, REQUEST, TAKE, TAKEN
 from handoff_actors.execution.workers.outbox import PLAIN_VALUE, Outbox
+from handoff_actors.execution.workers.relay import LOG_LINE
 
 if TYPE_CHECKING:
     import asyncio
@@ -345,7 +346,7 @@ class Child:
         slots = Slots()
         slots.add(dumps(((name, level, message, fields), {}), "a log line"))
         number = next(self._requests)
-        content = (self._here.token, "log_line", slots.slots[0])
+        content = (self._here.token, LOG_LINE, slots.slots[0])
         self._tell(REQUEST, number, content, slots.buffers)
 
     def _wait_for_room(self) -> None:

@@ -35,6 +35,7 @@ from handoff_actors.execution.workers.packing import (
     pack,
     unpack,
 )
+from handoff_actors.execution.workers.relay import LOG_LINE, log_here
 from handoff_actors.execution.workers.spawn import Started
 from handoff_actors.graph.calls import Call
 
@@ -351,6 +352,10 @@ class ProcessWorker:
             except SerializationError as error:
                 self.reply(number, False, error)
             else:
+                if name == LOG_LINE:
+                    # Here and now, so that lines stay in order.
+                    log_here(*args)
+                    return
                 self._on_request(self, token, number, name, args, kwargs)
 
     # Its end.

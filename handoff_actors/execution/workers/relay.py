@@ -23,6 +23,8 @@ from handoff_actors.execution.context import log_fields
 Send = Callable[[str, int, str, dict[str, Any]], None]
 """Takes the name of a logger, a level, a message and fields."""
 
+LOG_LINE = "log line"
+"""The name of a request that is a log line; no method could have it."""
 _RATE = 500.0
 _BURST = 1000.0
 _PLAIN = (str, int, float, bool, type(None))
@@ -168,7 +170,15 @@ def level_here() -> int:
 
 
 def log_here(name: str, level: int, message: str, fields: dict[str, Any]) -> None:
-    """Log what a worker process has sent, as it would have been logged here."""
+    """Log what a worker process has sent, as it would have been logged here; never raises."""
+    try:
+        _log_here(name, level, message, fields)
+    except Exception:
+        # A logging set-up that raises must not bring down the worker's connection.
+        return
+
+
+def _log_here(name: str, level: int, message: str, fields: dict[str, Any]) -> None:
     structlog = sys.modules.get("structlog")
     configured = structlog is not None and structlog.is_configured()
     if name == "handoff_actors":
