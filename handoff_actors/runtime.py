@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from handoff_actors.actors.reasons import Exit
 from handoff_actors.errors import (
     HandoffError,
     ValueNotFoundError,
@@ -181,6 +182,7 @@ class Runtime(Values, Status):
                 self._desk.finish(data)
                 if keeper is not None:
                     keeper.join()
+                data.ref.close(Exit.NORMAL)
         return run
 
     def execute(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:

@@ -31,7 +31,7 @@ class Status(Nodes):
         tracker = self._ref("resource_tracker")
         entries = dict(self._runs.view)
         runs = [
-            RunStatus(e.data.dag_id, e.data.state, e.data.finished, e.data.plan.n)
+            RunStatus(e.data.dag_id, _state(e), e.data.finished, e.data.plan.n)
             for e in entries.values()
         ]
         claims = [
@@ -113,6 +113,12 @@ class Status(Nodes):
         self._ref("resource_tracker")
         assert self._system is not None
         return self._system.names.whereis(name)
+
+
+def _state(entry: Entry) -> str:
+    """A run that was cancelled is, though its runner may not have come to it yet."""
+    cancelled = entry.run is not None and entry.run.cancelled()
+    return "cancelled" if cancelled else entry.data.state
 
 
 def _actor(name: str, ref: Ref, children: Sequence[ActorStatus] = ()) -> ActorStatus:

@@ -194,8 +194,8 @@ class Ref:
 
     @property
     def alive(self) -> bool:
-        """Whether an incarnation reads the mailbox now."""
-        return self.incarnation is not None
+        """Whether anybody reads the mailbox now."""
+        return self.mailbox.read
 
     @property
     def gone(self) -> bool:

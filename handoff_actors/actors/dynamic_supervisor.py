@@ -41,9 +41,11 @@ def start_soon(
     system: ActorSystem,
     supervisor: Ref,
     spec: ChildSpec,
+    ref: Ref | None = None,
     *,
     on_error: Callable[[BaseException], object] | None = None,
     follow: bool = False,
+    here: bool = False,
     insist: bool = False,
 ) -> Ref:
     """Have a dynamic supervisor start a child, and do not wait for it.
@@ -52,18 +54,24 @@ def start_soon(
         system: where both live.
         supervisor: of a ``DynamicSupervisor``.
         spec: the child.
+        ref: its address, which nobody reads; None makes one.
         on_error: told why it did not start; called on the supervisor's thread, must not block.
         follow: as in ``Ref.cast``.
+        here: have it done on this thread before this returns, unless another one is at it.
         insist: as in ``StartChild``.
 
     Returns:
         The child's address. What is sent there waits until the child is up; if it cannot be
         started, the address is closed with the ``StartFailedError`` (or ``MaxChildrenError``).
     """
-    ref = system.new_ref(spec.name, spec.label)
+    if ref is None:
+        ref = system.new_ref(spec.name, spec.label)
     message = StartChild(spec, ref, on_error, insist)
     try:
-        supervisor.mailbox.put(message, follow)
+        if here:
+            supervisor.mailbox.put_here(message)
+        else:
+            supervisor.mailbox.put(message, follow)
     except MailboxClosedError as closed:
         message.undelivered(closed.reason)
     return ref

@@ -95,6 +95,22 @@ class Mailbox:
             host = self._host
         host.schedule(follow)
 
+    def put_here(self, message: Any) -> None:
+        """Queue ``message``; the calling thread drains, if nobody else does.
+
+        Raises:
+            MailboxClosedError: the actor is gone for good.
+        """
+        with self._lock:
+            if self._closed:
+                raise MailboxClosedError("the mailbox is closed", reason=self._reason)
+            self._queue.append(message)
+            if self._active or self._host is None:
+                return
+            self._active = True
+            host = self._host
+        host.drain()
+
     def put_urgent(self, message: Any, host: Host | None = None) -> bool:
         """Queue a system message ahead of all others, if ``host`` (any, when None) reads here."""
         with self._lock:
@@ -202,6 +218,11 @@ class Mailbox:
             left = list(self._queue)
             self._queue.clear()
             return left
+
+    @property
+    def read(self) -> bool:
+        """Whether anybody reads it now."""
+        return self._host is not None
 
     @property
     def closed(self) -> bool:

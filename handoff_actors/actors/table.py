@@ -70,7 +70,7 @@ class Table(Generic[K, V]):
 
     def commit(self, incarnation: int, changes: Mapping[K, V], deletions: Iterable[K] = ()) -> None:
         """Apply changes and deletions as one step; called through a handle."""
-        gone = [key for key in deletions if key in self._data]
+        gone = [key for key in deletions if key in self._data] if deletions else ()
         with self._lock:
             if incarnation != self._incarnation:
                 raise StaleIncarnationError(

@@ -68,7 +68,7 @@ def prepare(
         hash(dag_id)
     except TypeError:
         raise ConfigurationError(f"dag_id must be hashable, not {describe(dag_id)}") from None
-    values = _inputs(plan, inputs or {}, dag_id)
+    values = _inputs(plan, inputs or {}, dag_id) if inputs or plan.n_inputs else {}
     hub = None if local else home.hub()
     options = RunOptions(
         max_retries=home.options.max_retries

@@ -8,31 +8,30 @@ guard of exactly one answer.
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from handoff_actors.actors.calls import Ref, gone
-from handoff_actors.actors.dynamic_supervisor import start_soon
-from handoff_actors.actors.reasons import Exit, Reason
+from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.server import Actor
-from handoff_actors.actors.specs import ChildSpec
 from handoff_actors.actors.table import Table
 from handoff_actors.errors import (
     AlreadyRunningError,
-    ExecutionTimeoutError,
     HandoffError,
 )
 from handoff_actors.events import RunFinished, RunStarted
 from handoff_actors.execution.failures import stopped_error
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.execution.run_data import RunData
-from handoff_actors.execution.runner import Cancel, Runner
+from handoff_actors.execution.starting import Starter
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.results.store import Begin, Ended, Runs
 
+_SWEEP = 0.005
+"""Seconds until what is left of runs that have ended is seen to, many at once."""
 _LOOK_AGAIN = 0.5
 """Seconds between looks at results that keep more runs than ``max_retained_runs``."""
 
@@ -55,10 +54,8 @@ class Admit:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """The run has its answer."""
-
-    key: int
+class Sweep:
+    """Runs have had their answers since the last time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +99,8 @@ class Desk:
         self.workers = workers
         self.table = table
         self.max_retained = max_retained
+        self.ended: deque[int] = deque()
+        self.sweeping = False
         self.released: SimpleQueue[int] = SimpleQueue()
         self.results: dict[int, weakref.ref[ExecutionResult]] = {}
         self.executor: Ref | None = None
@@ -130,8 +129,19 @@ class Desk:
         data.listeners = []
         if run is not None:
             self.answer(data, run)
+        self.leave(data.key)
+
+    def leave(self, key: int) -> None:
+        """The run has its answer; what is left to do for it can wait for a moment."""
+        self.ended.append(key)
+        if not self.sweeping:
+            self.sweeping = True
+            self.workers.timers.call_later(_SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        self.sweeping = False
         if self.executor is not None:
-            self.executor.cast(Finished(data.key), follow=True)
+            self.executor.cast(Sweep())
 
     def answer(self, data: RunData, run: Run) -> None:
         """Give the run's future its result or error."""
@@ -177,6 +187,7 @@ class DistributedExecutor(Actor):
     def init(self) -> None:
         """Index the runs that the table has."""
         self.view: Mapping[int, Entry] = self.take(self.desk.table)
+        self.starter = Starter(self.desk, self.system, self.supervisor, self.max_restarts)
         self.newest = self.desk.runs.newest
         self.retained: OrderedDict[int, None] = OrderedDict()
         self.held: set[int] = set()
@@ -187,19 +198,22 @@ class DistributedExecutor(Actor):
             if entry.run is None:
                 self.retained[key] = None
             elif entry.run.done() and entry.data.over:
-                self.ref.cast(Finished(key))
+                self.desk.leave(key)
             else:
                 # The one before may have died between admitting it and telling of it.
                 self._tell_store(entry.data)
-                if entry.data.ref is None and not entry.here:
-                    self._begin(entry.data, entry.run)
+                if not entry.data.begun and not entry.here:
+                    self.starter.begin(entry.data, self._free_name(entry.data))
+        if len(self.retained) > self.desk.max_retained:
+            # The one before may have died before it came to them, or knew who holds them.
+            self.ref.cast(Prune())
 
     def handle(self, message: Any) -> Any:
         """See the messages."""
         if isinstance(message, Admit):
             return self._admit(message)
-        if isinstance(message, Finished):
-            return self._finished(message.key)
+        if isinstance(message, Sweep):
+            return self._sweep()
         if isinstance(message, Prune):
             self.looking = False
             return self._prune()
@@ -233,51 +247,12 @@ class DistributedExecutor(Actor):
         if desk.workers.events.active:
             desk.workers.events.publish(RunStarted(dag_id=data.dag_id, functions=data.plan.n))
         if not message.here:
-            self._begin(data, run)
+            self.starter.begin(data, self._free_name(data))
 
     def _tell_store(self, data: RunData) -> None:
         """If somebody waits for a value of this DAG, it is this run's."""
         if data.dag_id in self.desk.runs.awaited and self.desk.store is not None:
             self.desk.store.cast(Begin(data))
-
-    def _begin(self, data: RunData, run: Run) -> None:
-        """Start the run's runner."""
-        desk = self.desk
-        workers, finish = desk.workers, desk.finish
-        data.name = self._free_name(data)
-        spec = ChildSpec(
-            data.name,
-            lambda: Runner(data, workers, finish),
-            restart="transient",
-            name=data.name,
-            counted=False,
-            max_restarts=self.max_restarts,
-        )
-        ref = start_soon(
-            self.system,
-            self.supervisor,
-            spec,
-            on_error=lambda error: desk.fail(data, error),
-            follow=True,
-            insist=True,
-        )
-        data.ref = ref
-        # From its admission on a run can be addressed, whenever its runner begins to read.
-        self.system.names.register(ref)
-        ref.when_gone(lambda reason: self._runner_gone(data, ref, reason))
-        if run.done():
-            # It was cancelled before there was a runner to tell.
-            ref.cast(Cancel(run.exception() or stopped_error(data.dag_id)))
-        timeout = data.options.timeout
-        if timeout is not None:
-            expired = ExecutionTimeoutError(
-                f"the run of DAG {data.dag_id!r} did not end within {timeout} s and was cancelled; "
-                "what had finished stays readable",
-                dag_id=data.dag_id,
-                function_id=None,
-                timeout=timeout,
-            )
-            data.timer = self.system.timers.send_after(timeout, ref, Cancel(expired))
 
     def _free_name(self, data: RunData) -> str:
         """The name of the run's runner.
@@ -287,7 +262,7 @@ class DistributedExecutor(Actor):
         """
         names = self.system.names
         holder = names.whereis(data.name)
-        if holder is None:
+        if holder is None or holder is data.ref:
             return data.name
         for entry in self.view.values():
             if entry.data.ref is holder and entry.run is not None and entry.run.done():
@@ -295,19 +270,18 @@ class DistributedExecutor(Actor):
                 return data.name
         return f"{data.name}#{data.key}"
 
-    def _runner_gone(self, data: RunData, ref: Ref, reason: Reason) -> None:
-        """The runner will not come back; if its run has no answer, this is it."""
-        if data.state == "running":
-            shut = reason is Exit.SHUTDOWN
-            self.desk.fail(data, stopped_error(data.dag_id) if shut else gone(ref, reason))
-
-    def _finished(self, key: int) -> None:
-        entry = self.view.get(key)
-        if entry is None:
-            return
-        self.commit({key: Entry(entry.data, None)})
-        entry.data.close()
-        self.retained[key] = None
+    def _sweep(self) -> None:
+        """See to the runs that have ended."""
+        ended = self.desk.ended
+        entries: dict[int, Entry] = {}
+        while ended:
+            key = ended.popleft()
+            entry = self.view.get(key)
+            if entry is not None:
+                entry.data.close()
+                entries[key] = Entry(entry.data, None)
+        self.commit(entries)
+        self.retained.update(dict.fromkeys(entries))
         self._prune()
 
     def _prune(self) -> None:

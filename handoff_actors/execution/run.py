@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import threading
 from collections.abc import (
     Callable,
     Generator,
@@ -16,10 +17,9 @@ from collections.abc import (
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from handoff_actors.errors import (
-    ActorCrashedError,
     ConfigurationError,
     NotStartedError,
     RunCancelledError,
@@ -72,13 +72,27 @@ def while_lent(wait: Callable[[], _T]) -> _T:
         here.reclaim(loan)
 
 
+_RUNNING: Final = "RUNNING"
+_FINISHED: Final = "FINISHED"
+
+
 class Run(concurrent.futures.Future["ExecutionResult"]):
-    """One execution of a DAG: a future of its ``ExecutionResult``, and awaitable."""
+    """One execution of a DAG: a future of its ``ExecutionResult``, and awaitable.
+
+    It waits by locks of its own, as a condition costs a thread that waits several times as much.
+    What ``concurrent.futures`` itself looks at is there, in its form.
+    """
 
     def __init__(self, dag_id: Hashable) -> None:
-        super().__init__()
-        self.dag_id = dag_id
+        # As the base's, but for a lock in place of the condition that is never waited for.
+        self._condition = threading.Lock()  # type: ignore[assignment]
+        self._state = _RUNNING
+        self._result = self._exception = None
+        self._waiters = []
+        self._done_callbacks: list[Any] = []
+        self._sleepers: list[threading.Lock] = []
         self._data: RunData | None = None
+        self.dag_id = dag_id
 
     @property
     def key(self) -> int:
@@ -89,7 +103,10 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
     def bind(self, data: RunData) -> None:
         """Say which run this is the future of; called once, when it is admitted."""
         self._data = data
-        self.set_running_or_notify_cancel()
+
+    def done(self) -> bool:
+        """Whether it has its answer."""
+        return self._state is _FINISHED
 
     def result(self, timeout: float | None = None) -> ExecutionResult:
         """Wait for the outcome.
@@ -104,15 +121,46 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             TimeoutError: no outcome within ``timeout``.
             ExecutionError: how the run ended, if it did not succeed.
         """
-        if self.done():
-            return super().result(0)
-        return while_lent(lambda: super(Run, self).result(timeout))
+        if self._state is not _FINISHED:
+            self._wait(timeout)
+        if self._exception is None:
+            assert self._result is not None
+            return self._result
+        try:
+            raise self._exception
+        finally:
+            # The error's traceback has this frame: no cycle through it.
+            del self
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As ``result``, with the error returned."""
-        if self.done():
-            return super().exception(0)
-        return while_lent(lambda: super(Run, self).exception(timeout))
+        if self._state is not _FINISHED:
+            self._wait(timeout)
+        return self._exception
+
+    def _wait(self, timeout: float | None) -> None:
+        here = place.get()
+        if here is None:
+            self._sleep(timeout)
+            return
+        loan = here.lend()
+        try:
+            self._sleep(timeout)
+        finally:
+            here.reclaim(loan)
+
+    def _sleep(self, timeout: float | None) -> None:
+        latch = threading.Lock()
+        latch.acquire()
+        self._sleepers.append(latch)
+        # Whoever settles says so first and looks for sleepers then; here it is the other way round.
+        if self._state is _FINISHED:
+            return
+        if not latch.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            self._sleepers.remove(latch)
+            if self._state is _FINISHED:
+                return
+            raise TimeoutError(f"the run of DAG {self.dag_id!r} did not end within {timeout} s")
 
     def cancel(self) -> bool:
         """Cancel the run, also while it runs.
@@ -134,32 +182,48 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         data = self._data
         if data is not None:
             data.stopping = True
-        if data is not None and data.ref is not None:
             data.ref.cast(Cancel(error))
         return True
 
     def settle(self, result: ExecutionResult | None, error: BaseException | None) -> bool:
         """Give the answer; False if there is one already."""
-        try:
-            if error is not None:
-                self.set_exception(error)
-            else:
-                assert result is not None
-                self.set_result(result)
-        except concurrent.futures.InvalidStateError:
-            return False
+        with self._condition:
+            if self._state is _FINISHED:
+                return False
+            self._result, self._exception = result, error
+            self._state = _FINISHED
+            for waiter in self._waiters:
+                if error is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+        # A copy: one that gives up waiting leaves the list meanwhile.
+        for latch in self._sleepers[:]:
+            latch.release()
+        self._invoke_callbacks()  # type: ignore[attr-defined]  # typeshed leaves it out
         return True
+
+    def set_result(self, result: ExecutionResult) -> None:
+        """As the standard library's; for those who make futures of their own."""
+        if not self.settle(result, None):
+            raise concurrent.futures.InvalidStateError(f"{self!r} has its answer")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """As the standard library's; for those who make futures of their own."""
+        if not self.settle(None, exception):
+            raise concurrent.futures.InvalidStateError(f"{self!r} has its answer")
 
     def cancelled(self) -> bool:
         """Whether it was cancelled."""
-        return self.done() and isinstance(self._exception, RunCancelledError)
+        return self._state is _FINISHED and isinstance(self._exception, RunCancelledError)
 
     def progress(self) -> Progress:
         """How far it is; costs next to nothing."""
         data = self._data
         if data is None:
             return Progress(0, 0, "running")
-        return Progress(data.plan.n, data.finished, data.state)
+        state = "cancelled" if self.cancelled() else data.state
+        return Progress(data.plan.n, data.finished, state)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[tuple[Hashable, Any]]:
         """Yield ``(id, value)`` of each function as it finishes; then raise, if the run failed.
@@ -174,23 +238,25 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         data = self._data
         assert data is not None, "the run was not admitted"
         queue: SimpleQueue[int | None] = SimpleQueue()
-        try:
-            if data.ref is None:
-                raise ActorCrashedError("the run has no runner")
-            data.ref.call(Listen(queue))
-        except ActorCrashedError:
-            # It has ended, maybe just now.
-            finished = [i for i in range(data.plan.n) if data.values[i] is not MISSING]
-            for i in sorted(finished, key=data.ends.__getitem__):
-                queue.put(i)
-            queue.put(None)
-        seen: set[int] = set()
+        data.ref.cast(Listen(queue))
+        # Whatever becomes of the runner: the run has one end.
+        self.add_done_callback(lambda _: queue.put(None))
+        seen: set[int] = set()  # a runner that crashed may tell of some twice
         while (index := self._next(queue, timeout)) is not None:
-            value = data.read(index)
-            if value is not FREED and index not in seen:
-                seen.add(index)  # a runner that crashed may have told of some twice
-                yield data.plan.ids[index], value
+            if index not in seen:
+                seen.add(index)
+                yield from self._completed(index)
+        untold = [i for i in range(data.plan.n) if i not in seen and data.values[i] is not MISSING]
+        for index in sorted(untold, key=data.ends.__getitem__):
+            yield from self._completed(index)
         self.result(timeout)
+
+    def _completed(self, index: int) -> Iterator[tuple[Hashable, Any]]:
+        data = self._data
+        assert data is not None
+        value = data.read(index)
+        if value is not FREED:
+            yield data.plan.ids[index], value
 
     @staticmethod
     def _next(queue: SimpleQueue[int | None], timeout: float | None) -> int | None:

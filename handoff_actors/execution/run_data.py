@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from handoff_actors.execution.nodes.abroad import Abroad
     from handoff_actors.execution.queues import Queue
     from handoff_actors.execution.run import Run
+    from handoff_actors.execution.solo import Solo
 
 
 class _Absent:
@@ -112,6 +113,9 @@ class RunData:
         suspects: functions that were in a batch when their worker process died: to be run singly.
         code_keys: under which numbers worker processes know the code of functions.
         listeners: queues that get the index of each function as it finishes.
+        ref: where it is addressed; messages wait there until somebody reads them.
+        begun: whether its functions have been handed to workers, or to a runner that will.
+        solo: runs its only function, if there is but one.
         away: what there is beside it when it may use other nodes.
         checkpoint: keeps its results in a file, if it is to.
         restored: some of its functions had finished in an earlier life, by its checkpoint.
@@ -120,6 +124,7 @@ class RunData:
     __slots__ = (
         "__weakref__",
         "away",
+        "begun",
         "checkpoint",
         "code_keys",
         "context",
@@ -147,6 +152,7 @@ class RunData:
         "restored",
         "retrying",
         "run",
+        "solo",
         "starts",
         "state",
         "stopping",
@@ -204,15 +210,16 @@ class RunData:
         self.away: Abroad | None = None
         self.checkpoint: Keeper | None = None
         self.restored = False
-        self.ref: Ref | None = None
+        self.ref = Ref(None, self.name)
+        self.begun = False
+        self.solo: Solo | None = None
         self.run: Callable[[], Run | None] = weakref.ref(run)
         self.context = contextvars.copy_context()
 
     def report(self, event: Any) -> None:
         """Leave an event for the runner, and have it looked at on this thread if it can be."""
         self.reports.append(event)
-        if self.ref is not None:
-            self.ref.signal()
+        self.ref.signal()
 
     def succeeded(self) -> bytearray:
         """Per function whether its value was committed."""
@@ -282,7 +289,7 @@ class RunData:
         self.done = self.reports = _NOWHERE
         self.retrying = self.suspects = self.watched = set()
         self.code_keys = {}
-        self.links = None
+        self.links = self.solo = None
         self.checkpoint = None
         self.ref = _ENDED
         if self.timer is not None:

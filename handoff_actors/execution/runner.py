@@ -22,7 +22,8 @@ from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import Actor
 from handoff_actors.actors.table import StaleIncarnationError
 from handoff_actors.errors import AllocationError, RunCancelledError, describe
-from handoff_actors.events import AttemptFailed, FunctionsFinished
+from handoff_actors.events import AttemptFailed
+from handoff_actors.execution.ending import announce, conclude, wind_up
 from handoff_actors.execution.failures import failure_error, infeasible_error, stopped_error
 from handoff_actors.execution.placement import Placement
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
@@ -232,8 +233,7 @@ class Runner(Actor):
         data.finished = n - self.state.remaining
         if self.abroad is not None:
             self.abroad.away.ended(tokens)
-        if data.watched or data.listeners or self.workers.events.active:
-            self._tell(tokens)
+        announce(data, self.workers, tokens)
         for _ in tokens:
             done.popleft()
         self._carry_out(step)
@@ -347,50 +347,13 @@ class Runner(Actor):
         self._end("cancelled" if cancelled else "failed", error)
 
     def _end(self, state: str, error: BaseException | None) -> None:
-        data = self.data
-        run = data.run()
-        if run is not None and run.cancelled():
-            # Its caller has been told, in the instant before we knew how it ended.
-            state, error = "cancelled", run.exception(0)
-        data.error = error
-        data.state = state  # from here on this is the outcome, whoever tells of it
+        conclude(self.data, state, error)
         self._leave()
 
     def _leave(self) -> None:
         """The run has its outcome: let go of its workers, then tell."""
-        data = self.data
-        data.stopping = True
-        for queue in self.queues:
-            queue.stop()
-        for queue in self.queues:
-            queue.release_idle()
-        if data.away is not None:
-            data.away.end()
-        # Whoever is told may start a run of the same dag_id in the same instant.
-        self.system.names.unregister(self.ref)
-        # The worker that carries this has nothing left to do: the rest may follow on its thread.
-        self.workers.carriers.set_busy(False)
-        self.on_end(data)
+        wind_up(self.data, self.ref, self.workers, self.on_end)
         self.stop(Exit.NORMAL)
-
-    def _tell(self, tokens: list[int]) -> None:
-        data = self.data
-        n = data.plan.n
-        indices = [token % n for token in tokens]
-        if data.watched and not data.watched.isdisjoint(indices):
-            self.workers.available(data, [i for i in indices if i in data.watched])
-        for listener in data.listeners:
-            for i in indices:
-                listener.put(i)
-        if self.workers.events.active:
-            self.workers.events.publish(
-                FunctionsFinished(
-                    dag_id=data.dag_id,
-                    function_ids=tuple(data.plan.ids[i] for i in indices),
-                    finished=data.finished,
-                    total=n,
-                )
-            )
 
     def _listen(self, queue: SimpleQueue[int | None]) -> None:
         data = self.data

@@ -31,6 +31,8 @@ def running(data: RunData) -> list[RunningFunction]:
     """What of a run is being run; what waits in a worker's batch is not."""
     found: list[RunningFunction] = []
     plan = data.plan
+    if data.solo is not None and data.solo.at_work and not data.queues:
+        found.append(RunningFunction(data.dag_id, plan.ids[0], 1, data.node, "thread"))
     for queue in list(data.queues):
         for lane in [*queue.lanes, *queue.apart]:
             worker = getattr(lane, "worker", None)

@@ -8,7 +8,6 @@ inline counts once for each function that evaluates it. Nobody changes a plan on
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from handoff_actors.graph.callables import Code, is_coroutine_callable, resolve_code
@@ -40,7 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Converted", "InlineCall", "LaneClass", "Plan", "Source", "compile_plan"]
 
 _CLASSED = ASYNC | STATE | TIMED | PLACED | PATH  # what is not at once in the default class
+_NO_DEFAULT = _CLASSED | INLINE | INPUT
 _INTS = frozenset({int})
+_DEFAULT_CLASS = LaneClass()
 _DEFAULT_KEY = (0, None, None, None, "micro", ())
 _OWN_CLASS = ASYNC | STATE | TIMED
 _NOT_PLAIN = BOUND | STATE | ASYNC
@@ -173,15 +174,21 @@ def compile_plan(dag: DAG) -> Plan:
         InvalidFunctionError: code cannot be imported, or a collocation cannot be met.
     """
     functions = dag.functions
-    shapes = {f.shape for f in functions.values()}
     union = 0
-    for shape in shapes:
+    some_default = False
+    for shape in {f.shape for f in functions.values()}:
         union |= shape
-    groups = resolve_groups(functions) if union & COLLOCATED else None
-    some_default = groups is None and not all(s & (_CLASSED | INLINE | INPUT) for s in shapes)
-    # Most DAGs are built in an order in which they can run.
-    with suppress(KeyError):
+        if not shape & _NO_DEFAULT:
+            some_default = True
+    groups = None
+    if union & COLLOCATED:
+        groups = resolve_groups(functions)
+        some_default = False
+    try:
+        # Most DAGs are built in an order in which they can run.
         return _Compiler(functions.values(), union, groups, some_default).plan
+    except KeyError:
+        pass
     return _Compiler(in_order(functions), union, groups, some_default).plan
 
 
@@ -218,11 +225,11 @@ class _Compiler:
         plan.n_inputs = len(inputs)
         plan.functions = regular + inputs
         plan.ids = [f.id for f in plan.functions]
-        plan.index = {f.id: value for value, f in enumerate(inputs, n)}
+        plan.index = {f.id: value for value, f in enumerate(inputs, n)} if inputs else {}
         plan.codes = cast("list[Code]", [f.code for f in regular])
         plan.calls = {}
         plan.class_of = [0] * n
-        plan.classes = [LaneClass()] if some_default else []
+        plan.classes = [_DEFAULT_CLASS] if some_default else []
         plan.dependents = [[] for _ in plan.functions]
         self._columns(ordered)
         plan.consumers = list(map(len, plan.dependents))

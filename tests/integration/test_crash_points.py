@@ -84,6 +84,7 @@ def test_a_runner_that_never_starts_fails_its_run_only(
 ) -> None:
     runtime = make_runtime(max_restarts=3)
     one = handoff.new("d").add_function(handoff.Function("f", (), lambda: 1))
+    one.add_function(handoff.Function("g", ("f",), lambda f: f))  # a single one needs no runner
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "init", lambda self: (_ for _ in ()).throw(ValueError("never")))
         with pytest.raises(handoff.ActorCrashedError) as caught:

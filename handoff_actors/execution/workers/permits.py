@@ -49,6 +49,14 @@ class Permits:
                 self.waiting.append(seeker)
             return False
 
+    def take_at_once(self) -> bool:
+        """Take a permit if nobody has to wait for one."""
+        with self._lock:
+            if self.in_use >= self.limit:
+                return False
+            self.in_use += 1
+            return True
+
     def give(self) -> None:
         """Give a permit back: to whoever is next in line."""
         with self._lock:

@@ -32,7 +32,7 @@ _LINGER = 0.001
 """Seconds a lane that found nothing to do waits for more, while others of its run are at work."""
 
 
-def _row() -> str:
+def thread_row() -> str:
     """What the timeline calls the thread that runs this."""
     return f"thread {threading.current_thread().name.rpartition('-')[2]}"
 
@@ -130,7 +130,7 @@ class ThreadLane:
         pop, ready = queue.ready.popleft, queue.ready
         plain, codes, values, n = plan.plain, plan.codes, data.values, plan.n
         starts, ends = data.starts, data.ends
-        by, me = data.trail.by, data.trail.worker(_row())
+        by, me = data.trail.by, data.trail.worker(thread_row())
         done = data.done.append
         links = data.links
         base = data.context.copy()
@@ -231,7 +231,7 @@ class ThreadLane:
     def _serve_timed(self) -> None:
         queue, data = self.queue, self.queue.data
         plan, n = data.plan, data.plan.n
-        me = data.trail.worker(_row())
+        me = data.trail.worker(thread_row())
         base = data.context.copy()
         base.run(place.set, self)
         while True:
