@@ -1060,12 +1060,13 @@ def test_ctrl_c_in_a_blocking_execute_cancels_the_run(popen: Any) -> None:
             print("started", flush=True)
             while not handoff.current().cancelled():
                 here.wait(0.01)
-            print("left", flush=True)
+            print("left\\n", end="", flush=True)  # in one piece, beside the other thread's
 
         try:
             handoff.execute(dag)
         except KeyboardInterrupt:
-            print("interrupted", [r.state for r in handoff.status().runs], flush=True)
+            states = [r.state for r in handoff.status().runs]
+            print(f"interrupted {states}\\n", end="", flush=True)
         dag = handoff.new().add_function(handoff.Function("a", (), lambda: 1))
         print(handoff.execute(dag).results["a"], flush=True)
         handoff.stop()
