@@ -403,6 +403,18 @@ class GatewayManager(BaseManager):  # type: ignore[misc]  # multiprocess has no 
         super().__init__(address=address, authkey=authkey, serializer=SERIALIZER)
         self._key = authkey
 
+    def connect(self) -> None:
+        """Find out whether a gateway is there and has the key.
+
+        Raises:
+            NodeError: it is not, or has not.
+        """
+        connection = client(self.address, self._key)
+        try:
+            managers.dispatch(connection, None, "dummy")
+        finally:
+            connection.close()
+
     def get_server(self) -> GatewayServer:
         """The server, bound and not serving yet."""
         return GatewayServer(self._registry, self.address, self._key, SERIALIZER)

@@ -47,7 +47,9 @@ def parse(address: object, what: str = "address") -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ConfigurationError(f"{what}: put an IPv6 host into brackets, not {address!r}")
+        raise ConfigurationError(
+            f"{what} must be 'host:port' with an IPv6 host in brackets, not {address!r}"
+        )
     return host or "127.0.0.1", int(port)
 
 
