@@ -96,6 +96,16 @@ def _stop_all() -> None:
 atexit.register(_stop_all)
 
 
+def key_bytes(key: str | bytes) -> bytes:
+    """The bytes of a key that is given as hex digits, as any other text, or as bytes."""
+    if isinstance(key, bytes):
+        return key
+    try:
+        return bytes.fromhex(key)
+    except ValueError:
+        return key.encode()
+
+
 class Life(abc.ABC):
     """A supervision tree; see ``Runtime``, which adds what can be asked of it.
 
@@ -125,14 +135,8 @@ class Life(abc.ABC):
         self.pipelines: dict[str, Any] = {}
 
     def _authkey(self) -> str:
-        """The key as hex digits; a text that is none stands for its bytes."""
         key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or os.urandom(32)
-        if isinstance(key, str):
-            try:
-                return bytes.fromhex(key).hex()
-            except ValueError:
-                key = key.encode()
-        return key.hex()
+        return key_bytes(key).hex()
 
     # Its life.
 

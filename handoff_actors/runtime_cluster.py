@@ -24,6 +24,7 @@ from handoff_actors.events import (
 )
 from handoff_actors.life import Life
 from handoff_actors.options import Options, StartOptions
+from handoff_actors.resources.capabilities import to_micro
 
 if TYPE_CHECKING:
     from handoff_actors.cluster.local import LocalNodes
@@ -197,6 +198,8 @@ class Clustered(Life):
             NodeDownError: one of them ended before it was up.
             ConfigurationError: an argument cannot be used, or a name is taken.
         """
+        if capabilities is not None:
+            to_micro(capabilities, "the capabilities of the nodes")
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ConfigurationError(f"start_nodes: n must be an int >= 1, not {describe(n)}")
         mesh = self.cluster()

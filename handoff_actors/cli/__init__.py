@@ -15,6 +15,8 @@ COMMANDS = {
     "run": "handoff_actors.cli.run:run",
     "graph": "handoff_actors.cli.graph:graph",
     "check": "handoff_actors.cli.check:check",
+    "node": "handoff_actors.cli.nodes:node",
+    "status": "handoff_actors.cli.nodes:status",
     "demo": "handoff_actors.cli.demo:demo",
     "completion": "handoff_actors.cli.completion:completion",
 }
