@@ -7,6 +7,7 @@ run, whoever learns it. The pupil is a plan without functions, which lessons fil
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from types import FunctionType
 from typing import Any
 
 from handoff_actors.cluster.payload import Payload, dumps, loads
@@ -47,7 +48,7 @@ class CodeBook:
     def __init__(self, plan: Plan, dag_id: Any) -> None:
         self._plan = plan
         self._dag_id = dag_id
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[Any, int] = {}
         self._payloads: list[Payload] = []
 
     def number(self, i: int) -> int:
@@ -57,10 +58,11 @@ class CodeBook:
             SerializationError: it cannot leave this process; names the function.
         """
         code = self._plan.codes[i]
-        found = self._numbers.get(id(code))
+        mark = _mark(code)
+        found = self._numbers.get(mark)
         if found is None:
             self._payloads.append(self._dumped(code, i))
-            found = self._numbers[id(code)] = len(self._payloads) - 1
+            found = self._numbers[mark] = len(self._payloads) - 1
         return found
 
     def payload(self, number: int) -> Payload:
@@ -79,6 +81,19 @@ class CodeBook:
             error.function_id = id_
             error.dag_id = self._dag_id
             raise
+
+
+def _mark(code: Any) -> Any:
+    """What code is the same under: a lambda that a loop has made many times is one."""
+    if (
+        code.__class__ is FunctionType
+        and code.__closure__ is None
+        and code.__defaults__ is None
+        and code.__kwdefaults__ is None
+        and not code.__dict__
+    ):
+        return id(code.__code__), id(code.__globals__)
+    return id(code)
 
 
 class Teacher:
