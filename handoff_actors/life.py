@@ -61,6 +61,7 @@ from handoff_actors.results.store import Available, ResultStore
 
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.hub import Hub
+    from handoff_actors.results.remote import RemoteStore
     from handoff_actors.telemetry import Telemetry
 
 _running: weakref.WeakSet[Life] = weakref.WeakSet()
@@ -133,6 +134,7 @@ class Life(abc.ABC):
         self.events = EventBus()
         self._hub: Hub | None = None
         self.pipelines: dict[str, Any] = {}
+        self._far: RemoteStore | None = None
 
     def _authkey(self) -> str:
         key = self.options.authkey or os.environ.get("HANDOFF_AUTHKEY") or os.urandom(32)
@@ -282,7 +284,7 @@ class Life(abc.ABC):
             self.telemetry = None
             if self._hub is not None:
                 self._hub.close()
-                self._hub = None
+                self._hub = self._far = None
             deadline = time.monotonic() + self.options.shutdown_timeout
             self._settle_runs(stopped_error)
             for line in list(self.pipelines.values()):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from handoff_actors.actors.reasons import Exit
 from handoff_actors.errors import (
+    AlreadyRunningError,
     HandoffError,
     ValueNotFoundError,
 )
@@ -22,7 +23,6 @@ from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.graph.dag import DAG
 from handoff_actors.resources.allocator import Allocator
 from handoff_actors.runtime_status import Status
-from handoff_actors.runtime_values import Values
 
 if TYPE_CHECKING:
     from handoff_actors.pipeline.handle import Pipeline
@@ -74,7 +74,7 @@ def _complete(options: SubmitOptions) -> dict[str, Any]:
     return {**_DEFAULTS, **options}
 
 
-class Runtime(Values, Status):
+class Runtime(Status):
     """A supervised runtime. Independent of any other in the process. A context manager too.
 
     Args:
@@ -169,6 +169,8 @@ class Runtime(Values, Status):
                 executor.call(Admit(data, run, here=synchronous))
             except HandoffError as error:
                 run.end(error)  # it may have been admitted all the same, and nobody would know it
+                if isinstance(error, AlreadyRunningError):
+                    data.leave_nodes()
                 raise
         else:
             executor.cast(Admit(data, run))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors._version import __version__
 from handoff_actors.errors import (
+    AlreadyRunningError,
     ConfigurationError,
     HandoffError,
     NodeDownError,
@@ -21,6 +23,7 @@ from handoff_actors.execution.workers.supervisor import Describe
 from handoff_actors.resources.capabilities import NodeCapacity, to_micro
 from handoff_actors.resources.tracker import Available, Discover, Fits, RegisterNode
 from handoff_actors.runtime_cluster import Clustered
+from handoff_actors.runtime_values import Values
 from handoff_actors.status import NodeInfo, RuntimeStatus
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ SERVICE = "handoff.node"
 _PATIENCE = 2.0  # seconds for another node to say what it has free
 
 
-class Nodes(Clustered):
+class Nodes(Clustered, Values):
     """Part of ``Runtime``: nodes and their resources."""
 
     # Resources.
@@ -187,6 +190,7 @@ class Nodes(Clustered):
     def _open_hub(self, cluster: Cluster) -> None:
         """Have runs use other nodes, and run for them, from now on."""
         from handoff_actors.execution.nodes.hub import Hub
+        from handoff_actors.results.remote import RemoteStore
 
         hub = Hub(
             cluster,
@@ -201,6 +205,14 @@ class Nodes(Clustered):
         hub.open()
         self._contention.changed = hub.changed
         self._hub = hub
+        self._far = RemoteStore(
+            cluster, self._values_here, self._locate_here, self._clear_if_it_may_be
+        )
+
+    def _clear_if_it_may_be(self, dag_id: Hashable) -> None:
+        """Another node clears a DAG; a run of this node goes on."""
+        with contextlib.suppress(AlreadyRunningError):
+            self._clear_here(dag_id)
 
     def hub(self) -> Hub | None:
         """What it has of runs over several nodes, if there are or were other nodes."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import contextlib
+import time
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+from handoff_actors.actors.calls import Reply
 from handoff_actors.errors import (
     ConfigurationError,
+    NodeDownError,
+    NodeUnreachableError,
     ResultTimeoutError,
     ValueNotFoundError,
     describe,
@@ -22,9 +27,11 @@ from handoff_actors.results.distributed import (
     StoreResult,
     Synchronize,
 )
-from handoff_actors.results.locations import RegisterLocation
+from handoff_actors.results.locations import LookUp, RegisterLocation
 from handoff_actors.results.store import Await, Get, GetMany, GiveUp, Put
 
+_FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.2
+"""Seconds between two questions to the other nodes for a value that is waited for."""
 _AT_ONCE = 0.1
 """Seconds: a shorter timeout of ``get_result`` means: if it is there now."""
 
@@ -77,17 +84,41 @@ class Values(Life):
         loan = None if here is None else here.lend()
         try:
             reply = store.send(Await(dag_id, id))
-            if not reply.wait(timeout):
+            if self._far is not None and dag_id not in self._desk.runs.newest:
+                found = self._await_elsewhere(reply, dag_id, id, timeout)
+                if found:
+                    store.cast(GiveUp(reply))
+                    return found[id]
+            elif not reply.wait(timeout):
                 store.cast(GiveUp(reply))
-                raise ResultTimeoutError(
-                    f"value {id!r} of DAG {dag_id!r} did not come within {timeout} s",
-                    dag_id=dag_id,
-                    value_id=id,
-                )
+                raise _too_late(dag_id, id, timeout)
             return _read(reply.result())
         finally:
             if here is not None:
                 here.reclaim(loan)
+
+    def _await_elsewhere(
+        self, reply: Reply, dag_id: Hashable, id_: Hashable, timeout: float | None
+    ) -> dict[Hashable, Any]:
+        """Wait for a value of a DAG that is not run here: the other nodes are asked, now and then.
+
+        Returns:
+            It, if another node has it; nothing once ``reply`` is there.
+        """
+        assert self._far is not None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            left = pause if deadline is None else min(pause, deadline - time.monotonic())
+            if reply.wait(max(0.0, left)):
+                return {}
+            found = self._far.from_all(dag_id, (id_,))
+            if found:
+                return found
+            if deadline is not None and time.monotonic() >= deadline:
+                self._ref("result_store").cast(GiveUp(reply))
+                raise _too_late(dag_id, id_, timeout)
+            pause = min(pause * 2.0, _LONGEST_LOOK)
 
     def store_value(self, dag_id: Hashable, id: Hashable, value: Any) -> None:  # noqa: A002
         """Keep a value on this node."""
@@ -118,7 +149,35 @@ class Values(Life):
             NodeDownError: ``from_node`` is not connected.
         """
         _hashable(dag_id, id)
-        return _read(self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node)))
+        far = self._far
+        if far is None:
+            return _read(self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node)))
+        if from_node is None or from_node == self._name:
+            found = self._values_here(dag_id, (id,))
+            if id in found:
+                return found[id]
+        node = from_node or self._registered(dag_id, id)
+        if node is not None and node != self._name:
+            found = far.from_node(node, dag_id, (id,))
+        elif node is None:
+            found = far.from_all(dag_id, (id,))
+        if id not in found:
+            where = "any node" if node is None else f"node {node}"
+            raise ValueNotFoundError(
+                f"value {id!r} of DAG {dag_id!r} is not on {where}", dag_id=dag_id, value_id=id
+            )
+        return found[id]
+
+    def _values_here(self, dag_id: Hashable, ids: Sequence[Hashable]) -> dict[Hashable, Any]:
+        """The values among ``ids`` that this node's store and runs have, read."""
+        found = self._ref("result_store").call(GetMany(dag_id, ids))
+        return {id_: _read(value) for id_, value in found.items()}
+
+    def _registered(self, dag_id: Hashable, id_: Hashable) -> str | None:
+        try:
+            return str(self._ref("data_location_registry").call(LookUp(dag_id, id_)))
+        except ValueNotFoundError:
+            return None
 
     def synchronize(self, dag_id: Hashable, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
         """The values among ``ids`` that can be had, by id."""
@@ -127,6 +186,20 @@ class Values(Life):
         found: dict[Hashable, Any] = self._ref("distributed_result_store").call(
             Synchronize(dag_id, ids)
         )
+        found = {id_: _read(value) for id_, value in found.items()}
+        far = self._far
+        if far is not None and len(found) < len(ids):
+            homes: dict[str, list[Hashable]] = {}
+            for id_ in ids:
+                node = None if id_ in found else self._registered(dag_id, id_)
+                if node is not None and node != self._name:
+                    homes.setdefault(node, []).append(id_)
+            for node, some in homes.items():
+                with contextlib.suppress(NodeDownError, NodeUnreachableError):
+                    found.update(far.from_node(node, dag_id, some))
+            left = [id_ for id_ in ids if id_ not in found]
+            if left:
+                found.update(far.from_all(dag_id, left))
         return found
 
     def register_data_location(self, dag_id: Hashable, data_id: Hashable, node: str) -> None:
@@ -143,7 +216,26 @@ class Values(Life):
             ValueNotFoundError: nobody knows.
         """
         _hashable(dag_id, data_id)
-        return str(self._ref("distributed_result_store").call(Locate(dag_id, data_id)))
+        node = self._locate_here(dag_id, data_id)
+        if node is None and self._far is not None:
+            node = self._far.locate(dag_id, data_id)
+        if node is None:
+            raise ValueNotFoundError(
+                f"no node is known to have value {data_id!r} of DAG {dag_id!r}",
+                dag_id=dag_id,
+                value_id=data_id,
+            )
+        return node
+
+    def _locate_here(self, dag_id: Hashable, id_: Hashable) -> str | None:
+        """The node of a value, as far as this one knows."""
+        try:
+            node = str(self._ref("distributed_result_store").call(Locate(dag_id, id_)))
+        except ValueNotFoundError:
+            return None
+        run = self._desk.runs.newest.get(dag_id)
+        made_at: str | None = None if run is None else run.made_at(id_)
+        return made_at if made_at is not None and node == self._name else node
 
     def clear(self, dag_id: Hashable) -> None:
         """Forget the values of a DAG, and where they are.
@@ -152,5 +244,18 @@ class Values(Life):
             AlreadyRunningError: a run of it is in progress.
         """
         _hashable(dag_id)
+        self._clear_here(dag_id)
+        if self._far is not None:
+            self._far.clear(dag_id)
+
+    def _clear_here(self, dag_id: Hashable) -> None:
         self._ref("distributed_executor").call(Discard(dag_id))
         self._ref("distributed_result_store").call(ClearEverywhere(dag_id))
+
+
+def _too_late(dag_id: Hashable, id_: Hashable, timeout: float | None) -> ResultTimeoutError:
+    return ResultTimeoutError(
+        f"value {id_!r} of DAG {dag_id!r} did not come within {timeout} s",
+        dag_id=dag_id,
+        value_id=id_,
+    )

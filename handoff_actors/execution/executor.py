@@ -238,6 +238,7 @@ class DistributedExecutor(Actor):
             )
             if self.asker() is None:
                 run.settle(None, error)
+                data.leave_nodes()
                 return
             raise error
         self.commit({data.key: Entry(data, run, message.here)})

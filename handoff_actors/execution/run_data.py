@@ -274,6 +274,13 @@ class RunData:
         if distant and self.away is not None:
             self.away.bring(distant)
 
+    def made_at(self, id_: Hashable) -> str | None:
+        """The node that made a value, if it is there."""
+        if self.lookup(id_)[0] != "there":
+            return None
+        index = self.plan.index[id_]
+        return self.node if self.away is None else self.away.made.get(index, self.node)
+
     def watch(self, id_: Hashable) -> None:
         """Have the runner tell the store when this value comes."""
         if not self.over:

@@ -40,6 +40,9 @@ class RunValues(Protocol):
     def watch(self, id_: Hashable) -> None:
         """Tell the store when this value comes."""
 
+    def made_at(self, id_: Hashable) -> str | None:
+        """The node that made a value, if it is there."""
+
 
 class Runs:
     """What the executor and the store share.
