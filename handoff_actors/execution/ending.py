@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from handoff_actors.actors.calls import Ref
-from handoff_actors.events import FunctionsFinished
+from handoff_actors.errors import describe
+from handoff_actors.events import AttemptFailed, FunctionsFinished
 from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.run_state import Crashed, Raised, Step, TimedOut
+from handoff_actors.execution.trail import FailedAttempt
 
 if TYPE_CHECKING:
     from handoff_actors.execution.workers.roster import Workers
@@ -33,6 +36,49 @@ def announce(data: RunData, workers: Workers, tokens: Sequence[int]) -> None:
                 total=n,
             )
         )
+
+
+def announce_failure(
+    data: RunData, workers: Workers, event: Raised | TimedOut | Crashed, step: Step
+) -> None:
+    """Tell that an attempt did not succeed, and in ``step`` what is to be done about it."""
+    n = data.plan.n
+    again: float | None = None
+    if step.retries:
+        again = step.retries[0][0]
+    elif step.ready:
+        again = 0.0
+    what = (
+        describe(event.error)
+        if isinstance(event, Raised)
+        else event.crash.reason
+        if isinstance(event, Crashed)
+        else "it took longer than its timeout"
+    )
+    i = event.token % n
+    data.trail.failed.append(
+        FailedAttempt(
+            i, event.token // n + 1, data.starts[i], data.ends[i], data.trail.by[i],
+            event.crash.node if isinstance(event, Crashed) else event.node, what,
+        )
+    )  # fmt: skip
+    workers.log.info(
+        "attempt_failed",
+        dag_id=data.dag_id,
+        function_id=data.plan.ids[event.token % n],
+        attempt=event.token // n + 1,
+        error=what,
+        retry_in=again,
+    )
+    workers.events.publish(
+        AttemptFailed(
+            dag_id=data.dag_id,
+            function_id=data.plan.ids[event.token % n],
+            attempt=event.token // n + 1,
+            error=what,
+            retry_in=again,
+        )
+    )
 
 
 def conclude(data: RunData, state: str, error: BaseException | None) -> None:

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import Actor
 from handoff_actors.actors.table import StaleIncarnationError
-from handoff_actors.errors import AllocationError, RunCancelledError, describe
-from handoff_actors.events import AttemptFailed
-from handoff_actors.execution.ending import announce, conclude, wind_up
+from handoff_actors.errors import AllocationError, RunCancelledError
+from handoff_actors.execution.ending import announce, announce_failure, conclude, wind_up
 from handoff_actors.execution.failures import failure_error, infeasible_error, stopped_error
 from handoff_actors.execution.placement import Placement
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
@@ -39,7 +38,6 @@ from handoff_actors.execution.run_state import (
     Withdrawn,
     keep_mask,
 )
-from handoff_actors.execution.trail import FailedAttempt
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.claims import Granted, Infeasible
 from handoff_actors.resources.tracker import Refused
@@ -256,7 +254,7 @@ class Runner(Actor):
         step = self.state.handle(event)
         data = self.data
         if isinstance(event, (Raised, TimedOut, Crashed)):
-            self._publish_failure(event, step)
+            announce_failure(data, self.workers, event, step)
         if step.failure is not None:
             # The report stays until the run has its error: a runner that dies here fails it again.
             self._carry_out(step)
@@ -365,46 +363,6 @@ class Runner(Actor):
                 data.listeners.append(queue)
         else:
             queue.put(None)
-
-    def _publish_failure(self, event: Raised | TimedOut | Crashed, step: Step) -> None:
-        data = self.data
-        n = data.plan.n
-        again: float | None = None
-        if step.retries:
-            again = step.retries[0][0]
-        elif step.ready:
-            again = 0.0
-        what = (
-            describe(event.error)
-            if isinstance(event, Raised)
-            else event.crash.reason
-            if isinstance(event, Crashed)
-            else "it took longer than its timeout"
-        )
-        i = event.token % n
-        data.trail.failed.append(
-            FailedAttempt(
-                i, event.token // n + 1, data.starts[i], data.ends[i], data.trail.by[i],
-                event.crash.node if isinstance(event, Crashed) else event.node, what,
-            )
-        )  # fmt: skip
-        self.workers.log.info(
-            "attempt_failed",
-            dag_id=data.dag_id,
-            function_id=data.plan.ids[event.token % n],
-            attempt=event.token // n + 1,
-            error=what,
-            retry_in=again,
-        )
-        self.workers.events.publish(
-            AttemptFailed(
-                dag_id=data.dag_id,
-                function_id=data.plan.ids[event.token % n],
-                attempt=event.token // n + 1,
-                error=what,
-                retry_in=again,
-            )
-        )
 
     def terminate(self, reason: Reason) -> None:
         """The runtime stops: nobody will want the results."""

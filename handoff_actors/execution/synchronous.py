@@ -14,6 +14,7 @@ from time import perf_counter as clock
 from typing import Any
 
 from handoff_actors.execution.context import Context
+from handoff_actors.execution.ending import announce, announce_failure
 from handoff_actors.execution.failures import failure_error, stopped_error
 from handoff_actors.execution.invoke import invoke, invoke_async
 from handoff_actors.execution.run_data import FREED, RunData
@@ -62,6 +63,10 @@ def run_here(data: RunData, runtime: Any) -> None:
     event: Event = Start()
     while True:
         step = state.handle(event)
+        if isinstance(event, Raised):
+            announce_failure(data, runtime.workers, event, step)
+        elif isinstance(event, Succeeded):
+            announce(data, runtime.workers, event.tokens)
         for i in step.freed:
             data.values[i] = FREED
         if step.failure is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -1462,3 +1463,32 @@ def test_many_runs_leave_nothing(runtime: handoff.Runtime, claims_at_zero: Any) 
     assert status.runs
     assert not [run for run in status.runs if run.state == "running"]
     assert not status.restarts
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_a_run_tells_the_same_wherever_it_runs(runtime: handoff.Runtime, synchronous: bool) -> None:
+    dag = handoff.DAG("d")
+    dag.add_function(handoff.Function("a", (), fails_until(2, ValueError)))
+    dag.add_function(handoff.Function("b", ["a"], lambda a: a))
+    dag.add_function(handoff.Function("bad", ["b"], lambda b: b / 0, max_retries=1))
+    seen: list[handoff.events.Event] = []
+    with runtime.subscribe(seen.append), contextlib.suppress(handoff.FunctionFailedError):
+        runtime.execute(dag, synchronous=synchronous)
+    told: list[Any] = []
+    for event in seen:
+        if isinstance(event, handoff.events.FunctionsFinished):
+            told += [(id_, event.total) for id_ in event.function_ids]
+        elif isinstance(event, handoff.events.AttemptFailed):
+            told.append((event.function_id, event.attempt, event.error, event.retry_in))
+        else:
+            told.append((type(event).__name__, getattr(event, "state", None)))
+    division = "ZeroDivisionError('division by zero')"
+    assert told == [
+        ("RunStarted", None),
+        ("a", 1, "ValueError('attempt 1')", 0.0),
+        ("a", 3),
+        ("b", 3),
+        ("bad", 1, division, 0.0),
+        ("bad", 2, division, None),
+        ("RunFinished", "failed"),
+    ]

@@ -31,6 +31,7 @@ from handoff_actors.testing import InjectedCrash
 MODULES = {
     "runner": "handoff_actors.execution.runner",
     "executor": "handoff_actors.execution.executor",
+    "starting": "handoff_actors.execution.starting",
     "store": "handoff_actors.results.store",
     "tracker": "handoff_actors.resources.tracker",
     "locations": "handoff_actors.results.locations",
