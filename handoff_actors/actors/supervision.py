@@ -7,6 +7,7 @@ is gone for good, whatever it left is stopped and closed: no child is ever an or
 
 from __future__ import annotations
 
+import abc
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -60,7 +61,7 @@ class TryAgain:
         self.failed = failed
 
 
-class SupervisorBase(Actor):
+class SupervisorBase(Actor, abc.ABC):
     """The common part of ``Supervisor`` and ``DynamicSupervisor``; see there for the arguments."""
 
     in_order = True
@@ -97,9 +98,9 @@ class SupervisorBase(Actor):
     def begin_afresh(self) -> None:
         """Start the children of a supervisor that has none alive."""
 
+    @abc.abstractmethod
     def start_group(self, child: Child) -> None:
         """Start ``child`` again, and whoever is started with it."""
-        raise NotImplementedError
 
     def halt_group(self, child: Child) -> None:
         """Stop whoever is restarted with ``child``."""
@@ -144,9 +145,9 @@ class SupervisorBase(Actor):
             halt_together(self.system, children)
         self.after_halt()
 
+    @abc.abstractmethod
     def after_halt(self) -> None:
         """All children were stopped in order."""
-        raise NotImplementedError
 
     # Records.
 
