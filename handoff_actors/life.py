@@ -172,6 +172,7 @@ class Life(abc.ABC):
             self._prepare_cluster()
             self._system = system
             try:
+                system.timers.open()
                 self._root = system.start(
                     Supervisor(
                         self._children(),

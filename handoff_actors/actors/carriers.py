@@ -19,6 +19,8 @@ from handoff_actors.events import log
 Job = Callable[[], None]
 
 _IDLE_SECONDS = 10.0
+_AGAIN = 0.05
+"""Seconds until a thread that could not be started is asked for again."""
 
 
 class _Carrier(threading.Thread):
@@ -34,7 +36,7 @@ class _Carrier(threading.Thread):
     def run(self) -> None:
         _local.carrier = self
         owner = self.owner
-        deferred = self.deferred
+        deferred, backlog = self.deferred, owner.backlog
         while (job := self.job) is not None:
             self.job = None
             while True:
@@ -44,9 +46,10 @@ class _Carrier(threading.Thread):
                     # Jobs have walls of their own; what still arrives here is our bug.
                     log.error("carrier_job_raised", exc_info=error)
                 self.busy = False
-                if not deferred:
+                if deferred:
+                    job = deferred.popleft()
+                elif not backlog or (job := owner.waiting()) is None:
                     break
-                job = deferred.popleft()
             del job
             owner.park(self)
         owner.gone(self)
@@ -73,19 +76,57 @@ class Carriers:
         self._lock = threading.Lock()
         self._all: set[_Carrier] = set()
         self._closed = False
+        self.backlog: deque[Job] = deque()
+        self._retry: Callable[[float, Callable[[], None]], object] | None = None
 
     def submit(self, job: Job) -> None:
-        """Carry ``job`` on a parked thread or a new one. Jobs of a closed set still run."""
+        """Carry ``job`` on a parked thread or a new one. Jobs of a closed set still run.
+
+        If the machine gives no more threads, it waits for one that is free, or that can be had.
+        """
         try:
             carrier = self._parked.pop()
         except IndexError:
-            carrier = _Carrier(self, f"{self._name}-{next(self._numbers)}", job)
-            with self._lock:
-                self._all.add(carrier)
-            carrier.start()
+            self._hire(job)
         else:
             carrier.job = job
             carrier.wake.release()
+
+    def _hire(self, job: Job) -> None:
+        carrier = _Carrier(self, f"{self._name}-{next(self._numbers)}", job)
+        with self._lock:
+            self._all.add(carrier)
+        try:
+            carrier.start()
+        except RuntimeError as error:
+            with self._lock:
+                self._all.discard(carrier)
+            log.error("thread_not_started", system=self._name, error=str(error))
+            self.backlog.append(job)
+            self._again()
+
+    def _again(self) -> None:
+        """Something waits for a thread: see that it gets one."""
+        if self._parked:
+            self._serve()
+        elif self._retry is not None:
+            self._retry(_AGAIN, self._serve)
+
+    def _serve(self) -> None:
+        job = self.waiting()
+        if job is not None:
+            self.submit(job)
+
+    def waiting(self) -> Job | None:
+        """Take the job that has waited longest for a thread, if there is one."""
+        try:
+            return self.backlog.popleft()
+        except IndexError:
+            return None
+
+    def on_shortage(self, call_later: Callable[[float, Callable[[], None]], object]) -> None:
+        """Say how to try again later when a thread could not be started."""
+        self._retry = call_later
 
     def defer(self, job: Job) -> None:
         """Carry ``job`` on this thread after its current job, if it is ours and not busy."""

@@ -29,6 +29,7 @@ class ActorSystem:
         self.carriers = Carriers(name)
         self.names = Names()
         self.timers = Timers(name)
+        self.carriers.on_shortage(self.timers.call_later)
 
     def start(self, behaviour: Actor, name: str | None = None) -> Ref:
         """Start an actor without a supervisor; returns when its ``init`` is done.

@@ -56,11 +56,25 @@ class Timers:
                 self._drop_cancelled()
             heapq.heappush(self._heap, (timer.due, next(self._numbers), timer))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                self._start()
             elif self._heap[0][2] is timer:
                 self._changed.notify()
         return timer
+
+    def open(self) -> None:
+        """Start the thread now, so that whatever else lacks threads later, timers fire.
+
+        Raises:
+            RuntimeError: the machine gives no thread.
+        """
+        with self._changed:
+            if self._thread is None and not self._closed:
+                self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def send_after(self, seconds: float, ref: Ref, message: Any) -> Timer:
         """Cast ``message`` to ``ref`` ``seconds`` from now."""

@@ -118,3 +118,53 @@ def test_jobs_of_a_closed_set_still_run() -> None:
     carriers.submit(done.set)
     assert done.wait(10)
     assert carriers.close(10) == []
+
+
+class Shortage:
+    """A machine that gives no threads for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.over = False
+        self.refused = 0
+        start = threading.Thread.start
+
+        def refuse(thread: threading.Thread) -> None:
+            if not self.over and not thread.name.startswith("test"):
+                self.refused += 1
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_a_job_waits_when_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    carriers = Carriers("t")
+    go, done = threading.Event(), threading.Semaphore(0)
+    carriers.submit(lambda: go.wait(10) and None)
+    shortage = Shortage(monkeypatch)
+    for _ in range(3):
+        carriers.submit(lambda: done.release())
+    assert shortage.refused == 3
+    go.set()  # the one that there is comes to them
+    for _ in range(3):
+        assert done.acquire(timeout=10)
+    assert carriers.close(10) == []
+
+
+def test_a_thread_that_could_not_be_started_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    carriers = Carriers("t")
+    later: list[Callable[[], None]] = []
+    carriers.on_shortage(lambda _seconds, callback: later.append(callback))
+    shortage = Shortage(monkeypatch)
+    done = threading.Event()
+    carriers.submit(done.set)
+    later.pop()()
+    assert shortage.refused == 2
+    assert not done.is_set()
+    shortage.over = True
+    later.pop()()
+    assert done.wait(10)
+    assert not later
+    assert carriers.close(10) == []
