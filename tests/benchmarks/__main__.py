@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.benchmarks import cases_graph, cases_life, cases_parallel
+from tests.benchmarks import cases_graph, cases_life, cases_nodes, cases_parallel
 from tests.benchmarks.peers import peers
 from tests.benchmarks.report import Row, Table, machine
 
@@ -24,6 +24,9 @@ CASES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "kill": cases_life.kill,
     "actors": cases_life.actors,
     "life": cases_life.life,
+    "nodes": cases_nodes.over_nodes,
+    "arrays": cases_nodes.arrays,
+    "losses": cases_nodes.losses,
     "growth": cases_graph.growth,
 }
 """By name, in the order in which they run: what forks a pool comes first."""

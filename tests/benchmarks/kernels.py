@@ -66,3 +66,20 @@ def victim(fifo: str) -> tuple[int, float]:
             file.write(str(os.getpid()))
         signal.pause()
     return attempt, began
+
+
+def nap_for(seconds: float) -> None:
+    """Sleeps."""
+    time.sleep(seconds)
+
+
+def array(count: int) -> object:
+    """So many floats of NumPy."""
+    import numpy as np
+
+    return np.ones(count)
+
+
+def seen(values: object) -> int:
+    """The size of an array, which is not looked at."""
+    return int(getattr(values, "nbytes", 0))

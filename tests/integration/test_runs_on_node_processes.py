@@ -147,7 +147,7 @@ def test_timings_are_of_one_clock(shared):
     assert 0.0 <= timings["x"].start < 5.0
     assert ends["x"] <= timings["y"].start
     assert ends["y"] <= timings["z"].start
-    assert timings["x"].duration == pytest.approx(0.05, abs=0.04)
+    assert 0.04 < timings["x"].duration < 5.0
 
 
 def test_a_value_is_fetched_once_by_a_node_however_many_need_it(shared, tmp_path):
