@@ -184,20 +184,45 @@ class RemoteCode(StageCode):
             return parts[0]
         return parts if self.values else ()
 
-    def parts(self, payload: Payload) -> tuple[Any, ...]:
-        """The arguments to call it with for an item."""
+    def to_begin(self) -> tuple[Any, ...]:
+        """The arguments that make it begin."""
+        return ()
+
+    def to_run(self, payloads: Sequence[Payload]) -> tuple[Any, ...]:
+        """The arguments that make it run an item, or a batch."""
+        if self.call.batching:
+            return (list(payloads),)
+        (payload,) = payloads
         return (payload,) if self._single else payload or (None,)
+
+    @property
+    def arity(self) -> int:
+        """How many arguments it is called with for an item."""
+        return 1 if self.call.batching else max(1, len(self.values))
 
 
 class RemoteAsyncCode(RemoteCode):
-    """The same of a coroutine function."""
+    """The same of a coroutine function; what ``RemoteCode`` takes comes as one tuple."""
 
     __slots__ = ()
 
-    async def __call__(self, *parts: Any) -> Any:
+    async def __call__(self, parts: tuple[Any, ...]) -> Any:
         """See ``RemoteCode``."""
         if not parts:
             return self.begin()
         if self.call.batching:
             return await self.many_async(parts[0])
         return await self.one_async(self._payload(parts))
+
+    def to_begin(self) -> tuple[Any, ...]:
+        """See ``RemoteCode``."""
+        return ((),)
+
+    def to_run(self, payloads: Sequence[Payload]) -> tuple[Any, ...]:
+        """See ``RemoteCode``."""
+        return (super().to_run(payloads),)
+
+    @property
+    def arity(self) -> int:
+        """See ``RemoteCode``."""
+        return 1

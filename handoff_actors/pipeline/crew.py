@@ -109,9 +109,9 @@ class Crew:
         self.samples: deque[tuple[float, int, float]] = deque([(monotonic(), 0, 0.0)], _MOMENTS)
         self._lock = threading.Lock()
 
-    def code(self, kind: type[StageCode] = StageCode) -> StageCode:
+    def code(self) -> StageCode:
         """The code, for one more worker."""
-        return kind(self.call, self.line.plan.deps[self.index], self.line.node)
+        return StageCode(self.call, self.line.plan.deps[self.index], self.line.node)
 
     # Items.
 

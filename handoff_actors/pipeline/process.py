@@ -76,14 +76,9 @@ class ProcessWorker:
         self._latch = threading.Lock()
         self._latch.acquire()
         kind = RemoteAsyncCode if self._is_async else RemoteCode
-        self._code = crew.code(kind)
-        assert isinstance(self._code, RemoteCode)
-        self._taught = Call(
-            crew.id,
-            self._code,
-            tuple(range(max(1, len(self._code.values)))),
-            is_async=self._is_async,
-        )
+        self._code = kind(crew.call, crew.line.plan.deps[crew.index], crew.line.node)
+        sources = tuple(range(self._code.arity))
+        self._taught = Call(crew.id, self._code, sources, is_async=self._is_async)
 
     # As what the pool of processes asks, when the code calls the library.
 
@@ -181,7 +176,8 @@ class ProcessWorker:
         """Have ``init`` run."""
         if self.crew.line.over:
             return
-        process.send(self.crew.line.id, [WorkItem(_BEGIN, key, self.crew.id, 1, ())])
+        begin = WorkItem(_BEGIN, key, self.crew.id, 1, self._code.to_begin())
+        process.send(self.crew.line.id, [begin])
         while not (outcomes := process.receive(_LOOK)):
             if self.crew.line.over:
                 process.kill()
@@ -256,8 +252,7 @@ class ProcessWorker:
                 break
             self._backlog.popleft()
             self._token += 1
-            payloads = [payload for _, payload in entries]
-            values = (payloads,) if self._batching else self._parts(payloads[0])
+            values = self._code.to_run([payload for _, payload in entries])
             attempt = 1 + len(crew.crashes.get(entries[0][0], ()))
             self._flying[self._token] = _Flight(entries, clock())
             items.append(WorkItem(self._token, key, crew.id, attempt, values))
@@ -271,10 +266,6 @@ class ProcessWorker:
             self._set_timer(self._token)
         for token, refusal in process.send(crew.line.id, items):
             self._refused(self._flying.pop(token).entries, refusal, failed)
-
-    def _parts(self, payload: Any) -> tuple[Any, ...]:
-        assert isinstance(self._code, RemoteCode)
-        return self._code.parts(payload)
 
     def _refused(
         self, entries: Sequence[Entry], refusal: SerializationError, failed: Failures
