@@ -41,9 +41,10 @@ class StageCode:
 
     Attributes:
         begun: ``begin`` has made the state.
+        bare: the arguments of an item are its payload, as it is.
     """
 
-    __slots__ = ("_single", "begun", "call", "node", "state", "values")
+    __slots__ = ("_single", "bare", "begun", "call", "node", "state", "values")
 
     def __init__(self, call: Call, values: tuple[int, ...], node: str) -> None:
         self.call = call
@@ -52,6 +53,7 @@ class StageCode:
         self.state: Any = None
         self.begun = False
         self._single = len(values) == 1
+        self.bare = call.sources == values and not (call.extra_args or call.as_list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.call, self.values, self.node)
@@ -113,8 +115,11 @@ class StageCode:
         return results
 
     def _prepare(self, payloads: Sequence[Payload]) -> tuple[list[Any], list[tuple[Any, ...]]]:
+        if self.bare:
+            batch = [(payload,) for payload in payloads] if self._single else list(payloads)
+            return [_EMPTY] * len(batch), batch
         results: list[Any] = []
-        batch: list[tuple[Any, ...]] = []
+        batch = []
         for payload in payloads:
             try:
                 batch.append(tuple(self.arguments(payload)))
@@ -141,6 +146,9 @@ class StageCode:
             )
         if keep is not None:
             self.state = keep[0]
+        if self.bare:
+            results[:] = answer
+            return
         values = iter(answer)
         for i, result in enumerate(results):
             if result is _EMPTY:

@@ -36,6 +36,7 @@ class Flow:
         pushed: how many items were pushed.
         awake: stages that may have something to ``take``; to be emptied by whoever looks.
         order: where results come out.
+        main: the outlet of what is ``put``.
         closed: nothing more is pushed.
         timed: ``tick`` may have something to do, some time.
     """
@@ -64,6 +65,8 @@ class Flow:
         sinks = [stage.index for stage in stages if not stage.consumers]
         self.order = Order(sinks, [shapes[i].id for i in sinks])
         self._batched = [stage for stage in stages if stage.batch is not None]
+        self.main = self.order.open()
+        self._inbox: list[Any] = []
         self._flush_upto = 0
         self._running = 0
         self.timed = limits.join_timeout is not None or any(s.timeout is not None for s in stages)
@@ -73,12 +76,28 @@ class Flow:
     @property
     def pending(self) -> int:
         """How many items are pushed and not taken out."""
-        return self.pushed - self.order.landed + self.order.unread()
+        return self.pushed + len(self._inbox) - self.order.landed + self.order.unread()
 
     @property
     def room(self) -> int:
         """How many items may be pushed now."""
         return self.limits.max_pending - self.pending
+
+    def put(self, row: Any) -> int:
+        """An item comes in that comes out of ``main``; there must be room for it.
+
+        The cheap way for one at a time: it is left lying until the next ``take`` or ``push``, so
+        whoever puts has to see that there is one.
+        """
+        inbox = self._inbox
+        inbox.append(row)
+        return self.pushed + len(inbox) - 1
+
+    def absorb(self, now: float = 0.0) -> None:
+        """Take up what was ``put``."""
+        if self._inbox:
+            rows, self._inbox = self._inbox, []
+            self.push(rows, self.main, now)
 
     def push(self, rows: Sequence[Any], outlet: Outlet, now: float = 0.0) -> int:
         """Items come in; there must be room for them.
@@ -91,6 +110,8 @@ class Flow:
         Returns:
             The number of the first.
         """
+        if self._inbox:
+            self.absorb(now)
         first = self.pushed
         self.pushed = end = first + len(rows)
         self.order.expect(outlet, first, end)
@@ -117,6 +138,7 @@ class Flow:
 
     def flush(self) -> None:
         """Nothing more comes for a while: no batch waits for others than what was pushed."""
+        self.absorb()
         self._flush_upto = self.pushed
         self._settle()
 
@@ -128,22 +150,26 @@ class Flow:
     @property
     def drained(self) -> bool:
         """Whether all that was pushed has come out, though perhaps not been taken."""
-        return self.order.landed == self.pushed
+        return self.order.landed == self.pushed and not self._inbox
 
     # Stages work.
 
     def take(self, i: int, limit: int) -> list[Entry]:
-        """Entries that stage ``i`` works on from now on: a batch, or up to ``limit``.
+        """Entries that stage ``i`` works on from now on: up to ``limit``, or at least a batch.
+
+        Of several batches all but the last are full.
 
         The caller sees to it that each comes back: to ``finished`` or to ``returned``.
         """
+        if self._inbox:
+            self.absorb()
         stage = self.stages[i]
         if not stage.ready:
             return []
         if stage.batch is not None:
-            if not stage.takeable():
+            limit = stage.in_batches(limit)
+            if not limit:
                 return []
-            limit = stage.batch
         taken = stage.pop(limit)
         if stage.forced:
             stage.forced = max(0, stage.forced - len(taken))

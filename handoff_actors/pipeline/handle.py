@@ -82,7 +82,27 @@ class Pipeline:
             PipelineStoppedError: it was closed or has ended; the ``__cause__`` says why.
             MissingInputError: the mapping lacks an input, or has something else.
         """
-        return self._push([self._row(value)], timeout, self._line.main)
+        line = self._line
+        row = value if line.plan.n_inputs == 1 else self._row(value)
+        with line.lock:
+            # The way of most pushes: there is room, and the workers are at work.
+            if line.budget > 0 and not line.flow.closed and not line.flow.timed:
+                line.budget -= 1
+                seq = line.flow.put(row)
+                for crew in line.first:
+                    if crew.parked:
+                        break
+                else:
+                    return seq
+                line.flow.absorb()
+                wakers = line.rouse()
+            else:
+                seq, wakers = -1, []
+        if seq < 0:
+            return self._push([row], timeout, line.main)
+        for wake in wakers:
+            wake()
+        return seq
 
     def push_nowait(self, value: Any) -> int:
         """As ``push``, without waiting."""
@@ -158,6 +178,7 @@ class Pipeline:
                     line.pushers.append(waker)
                 return None
             first = flow.push(rows, outlet, line.now())
+            line.budget = flow.room
             wakers = line.rouse()
             if line.pushers and flow.room > 0:
                 wakers.append(line.pushers.popleft())

@@ -167,6 +167,14 @@ class Intake:
             return allowed >= self.batch or (allowed > 0 and self.forced > 0)
         return not self.heap or self.ready[0][0] < self.upto()
 
+    def in_batches(self, limit: int) -> int:
+        """How many of up to ``limit`` entries may go as batches; one batch may exceed it."""
+        assert self.batch is not None
+        allowed, most = self.allowed(), max(1, limit // self.batch) * self.batch
+        if self.forced > 0:
+            return min(most, allowed)
+        return min(most, allowed // self.batch * self.batch)
+
     def pop(self, count: int) -> list[Entry]:
         """Up to ``count`` entries that may begin."""
         ready = self.ready

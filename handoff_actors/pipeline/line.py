@@ -49,6 +49,8 @@ class Line:
     Attributes:
         lock: held for each step of the flow.
         main: the outlet of what is pushed one by one.
+        budget: so many items may be put without another look at the room there is.
+        first: the crews that wait for items from outside.
         pushers: wakers of those who wait for room, in their order.
         phase: ``"claiming"``, ``"starting"``, ``"running"``, ``"ending"``, ``"ended"``.
         over: workers begin nothing any more.
@@ -82,7 +84,8 @@ class Line:
             for i, f in enumerate(plan.functions[: plan.n])
         ]
         self.flow = Flow(shapes, plan.n_inputs, limits, self._evicted)
-        self.main = self.flow.order.open()
+        self.main = self.flow.main
+        self.budget = 0
         self.pushers: deque[Waker] = deque()
         self.phase = "claiming"
         self.over = False
@@ -99,6 +102,11 @@ class Line:
         self.watching = False
         self.began = monotonic()
         self.crews = [Crew(self, i, isolation, restarts) for i in range(plan.n)]
+        self.first = [
+            crew
+            for crew in self.crews
+            if not plan.deps[crew.index] or any(d >= plan.n for d in plan.deps[crew.index])
+        ]
 
     def _evicted(self, i: int, missing: Sequence[int]) -> BaseException:
         ids = self.plan.ids
@@ -213,8 +221,7 @@ class Line:
                 return
             self.over = True
             self.root = root
-            if root is not None:
-                self.flow.closed = True
+            self.flow.closed = True
             wakers: list[Waker] = [*self.pushers]
             self.pushers.clear()
             for crew in self.crews:

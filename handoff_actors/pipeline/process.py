@@ -235,12 +235,10 @@ class ProcessWorker:
 
     def _stack(self, taken: list[Entry]) -> None:
         suspects = self.crew.suspects
-        if not self._batching or (
-            suspects and any(seq in suspects for seq, _ in taken) and len(taken) > 1
-        ):
-            self._backlog.extend([entry] for entry in taken)
-        else:
-            self._backlog.append(taken)
+        size = (self.crew.function.batch_size or 1) if self._batching else 1
+        if suspects and any(seq in suspects for seq, _ in taken):
+            size = 1
+        self._backlog.extend(taken[i : i + size] for i in range(0, len(taken), size))
 
     def _send(self, process: Process, key: int, failed: Failures) -> None:
         crew = self.crew

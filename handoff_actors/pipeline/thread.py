@@ -182,7 +182,24 @@ class ThreadWorker:
     def _batch(
         self, code: StageCode, taken: list[Entry], done: deque[Entry], failed: Failures
     ) -> bool:
-        self.at, self.batch = taken[0], taken
+        """Batches, of which only the last may not be full."""
+        size = self.crew.function.batch_size or len(taken)
+        mark = clock()
+        for start in range(0, len(taken), size):
+            self.batch = taken[start:]
+            if start and clock() - mark > PASS_ON:
+                if self.crew.exchange(done, failed, 0) is None:
+                    self.batch = ()
+                    return False
+                mark = clock()
+            if not self._one_batch(code, taken[start : start + size], done, failed):
+                return False
+        return True
+
+    def _one_batch(
+        self, code: StageCode, taken: list[Entry], done: deque[Entry], failed: Failures
+    ) -> bool:
+        self.at = taken[0]
         gate = self._begin_timer(taken)
         try:
             results = code.many([payload for _, payload in taken])

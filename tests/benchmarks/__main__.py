@@ -8,7 +8,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.benchmarks import cases_graph, cases_life, cases_nodes, cases_parallel
+from tests.benchmarks import (
+    cases_graph,
+    cases_life,
+    cases_nodes,
+    cases_parallel,
+    cases_streams,
+)
 from tests.benchmarks.peers import peers
 from tests.benchmarks.report import Row, Table, machine
 
@@ -21,6 +27,7 @@ CASES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "one": cases_graph.one,
     "contention": cases_parallel.contention,
     "cpu": cases_parallel.cpu_bound,
+    "streams": cases_streams.streams,
     "kill": cases_life.kill,
     "actors": cases_life.actors,
     "life": cases_life.life,

@@ -108,7 +108,7 @@ class FlowMachine(RuleBasedStateMachine):
         self.flow = Flow(
             drawn.shapes, drawn.inputs, drawn.limits, lambda i, missing: EvictedError(i, missing)
         )
-        self.outlets = [self.flow.order.open()]
+        self.outlets = [self.flow.main]
         self.wanted: dict[Outlet, list[Any]] = {self.outlets[0]: []}
         self.read: dict[Outlet, list[Any]] = {self.outlets[0]: []}
         self.running: list[tuple[int, list[Any]]] = []
@@ -125,13 +125,16 @@ class FlowMachine(RuleBasedStateMachine):
         outlet = self.outlets[which % len(self.outlets)]
         if count <= 0 or flow.closed:
             return
-        first = flow.pushed
+        first = flow.pushed + len(flow._inbox)
         rows = [tuple((first + k, j) for j in range(self.drawn.inputs)) for k in range(count)]
         for row, k in zip(rows, range(count), strict=True):
             self.wanted[outlet].append((first + k, expected(self.drawn, first + k, row)))
         shaped = [row[0] for row in rows] if self.drawn.inputs == 1 else rows
         if chunked:
             assert flow.push(shaped, outlet, self.now) == first
+        elif outlet is flow.main:
+            for k, row in enumerate(shaped):
+                assert flow.put(row) == first + k
         else:
             for k, row in enumerate(shaped):
                 assert flow.push([row], outlet, self.now) == first + k
@@ -142,7 +145,7 @@ class FlowMachine(RuleBasedStateMachine):
             return
         entries = self.flow.take(stage, limit)
         size = self.drawn.shapes[stage].batch_size
-        assert len(entries) <= (size or limit)
+        assert len(entries) <= max(size or 0, limit)
         if entries:
             for seq, _ in entries:
                 assert (stage, seq) not in self.begun, "an entry was handed out twice"
@@ -275,7 +278,7 @@ def test_any_order_of_events(machine: type[RuleBasedStateMachine]) -> None:
 def test_workers_that_only_follow_awake_drain_it(drawn: Drawn, count: int, every: int) -> None:
     """What has something to do is told: nobody has to poll."""
     flow = Flow(drawn.shapes, drawn.inputs, drawn.limits, lambda i, missing: EvictedError(i))
-    outlet = flow.order.open()
+    outlet = flow.main
     got: list[Any] = []
     wanted: list[Any] = []
 
