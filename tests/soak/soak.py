@@ -32,6 +32,7 @@ import psutil
 import handoff_actors as handoff
 from handoff_actors import Function
 from handoff_actors.testing import crash
+from tests.soak.streams import streamed
 
 CALLERS = 8
 WORKERS = 6
@@ -239,6 +240,10 @@ class Kinds:
             return
         raise AssertionError("there was a value")
 
+    def streamed(self, rng: random.Random) -> None:
+        """A pipeline; see ``streams``."""
+        streamed(self.runtime, rng, PATIENCE)
+
     def all(self) -> list[Callable[[random.Random], None]]:
         """Every kind, the common ones more often."""
         common = [self.threads, self.wide, self.coroutines, self.processes, self.stored]
@@ -251,6 +256,8 @@ class Kinds:
             self.cancelled,
             self.nested,
             self.waited_for,
+            self.streamed,
+            self.streamed,
         ]
 
 
@@ -348,6 +355,8 @@ class Soak:
             if rng.random() < 0.3:
                 running = [r.dag_id for r in runtime.status().runs if r.state == "running"]
                 name = f"run:{rng.choice(running)}" if running else name
+            elif rng.random() < 0.2:
+                name = rng.choice([*runtime.pipelines, name])
             with contextlib.suppress(handoff.ConfigurationError):
                 crash(name, runtime=runtime)
                 self.faults["actor crashed"] += 1
