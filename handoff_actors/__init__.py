@@ -25,6 +25,7 @@ from handoff_actors._version import __version__
 from handoff_actors.dask_graph import dask_get
 from handoff_actors.default import (
     clear,
+    collect_logs,
     connect,
     disconnect,
     discover_nodes,
@@ -176,6 +177,7 @@ __all__ = [
     "__version__",
     "aio",
     "clear",
+    "collect_logs",
     "connect",
     "current",
     "dask_get",

@@ -234,6 +234,11 @@ def start_nodes(
     return found
 
 
+def collect_logs(level: str | int | None = "info", rate: float = 500.0) -> None:
+    """Log here what the other nodes log; see ``Runtime.collect_logs``."""
+    _runtime().collect_logs(level, rate)
+
+
 def node_info(name: str | None = None) -> NodeInfo:
     """What is known of a node; None is this one."""
     info: NodeInfo = _runtime().node_info(name)

@@ -71,6 +71,8 @@ class Log:
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         structlog = sys.modules.get("structlog")
         try:
+            for tap in taps:
+                tap("handoff_actors", level, event, {**self._fields, **fields})
             if relay is not None:
                 relay("handoff_actors", level, event, {**self._fields, **fields})
             elif structlog is not None and structlog.is_configured():
@@ -90,6 +92,9 @@ def _render(level: int, event: str, fields: dict[str, Any]) -> None:
 
 
 log = Log()
+
+taps: tuple[Callable[[str, int, str, dict[str, Any]], None], ...] = ()
+"""Who wants the library's log lines besides: logger, level, event, fields."""
 
 relay: Callable[[str, int, str, dict[str, Any]], None] | None = None
 """In a worker process: takes log lines to the process that started it."""

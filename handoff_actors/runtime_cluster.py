@@ -7,6 +7,7 @@ starts nodes.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ from handoff_actors.resources.capabilities import to_micro
 if TYPE_CHECKING:
     from handoff_actors.cluster.local import LocalNodes
     from handoff_actors.cluster.mesh import Mesh
+    from handoff_actors.node_logs import Logs
     from handoff_actors.cluster.peers import Cluster, PeerEvent
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node_process.py")
@@ -86,6 +88,7 @@ class Clustered(Life):
 
     _mesh: Mesh | None = None
     _local: LocalNodes | None = None
+    _logs: Logs | None = None
 
     def __init__(self, **options: Unpack[StartOptions]) -> None:
         super().__init__(**options)
@@ -126,6 +129,7 @@ class Clustered(Life):
         from handoff_actors.cluster import transport
         from handoff_actors.cluster.keepers import GatewayKeeper, MembershipKeeper
         from handoff_actors.cluster.mesh import Mesh, place_for
+        from handoff_actors.node_logs import Logs
 
         system = self._system
         assert system is not None
@@ -140,6 +144,7 @@ class Clustered(Life):
         )
         self._serve_cluster(mesh)
         mesh.watch(self._node_changed)
+        self._logs = Logs(mesh)
         refs = {}
         membership = ChildSpec("membership", lambda: MembershipKeeper(mesh), name="membership")
         refs["membership"] = mesh.membership = self._root.call(StartChild(membership))
@@ -171,6 +176,30 @@ class Clustered(Life):
             self.events.publish(NodeSuspect(node=name))
         elif kind == "PeerBack":
             self.events.publish(NodeBack(node=name))
+
+    def collect_logs(self, level: str | int | None = "info", rate: float = 500.0) -> None:
+        """Log here what the other nodes and their worker processes log, those to come too.
+
+        By ``logging``, structlog or the library itself; with ``node``, and inside functions with
+        ``dag_id``, ``function_id`` and ``attempt``.
+
+        Args:
+            level: from which on, a name or number of ``logging``; None: no more.
+            rate: lines a second of each node; what is more is dropped there, and counted.
+
+        Raises:
+            ConfigurationError: ``level`` or ``rate`` cannot be used.
+        """
+        number = level
+        if isinstance(level, str):
+            number = logging.getLevelNamesMapping().get(level.upper())
+        if (level is not None and not isinstance(number, int)) or isinstance(level, bool):
+            raise ConfigurationError(f"level is a level of logging, not {describe(level)}")
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
+            raise ConfigurationError(f"rate must be a number of lines, not {describe(rate)}")
+        self.cluster()
+        assert self._logs is not None
+        self._logs.collect(None if number is None else int(number), float(rate))
 
     # Node processes.
 
@@ -285,3 +314,6 @@ class Clustered(Life):
         mesh, self._mesh = self._mesh, None
         if mesh is not None:
             mesh.close()
+        logs, self._logs = self._logs, None
+        if logs is not None:
+            logs.close()

@@ -35,12 +35,14 @@ class Relay:
 
     Args:
         send: carries one line to the node.
+        rate: lines a second.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, rate: float = _RATE) -> None:
         self._send = send
+        self._rate, self._burst = rate, _BURST * rate / _RATE
         self._lock = threading.Lock()
-        self._room = _BURST
+        self._room = self._burst
         self._at = time.monotonic()
         self._dropped = 0
         self._busy = threading.local()
@@ -70,7 +72,7 @@ class Relay:
     def _may(self) -> bool:
         now = time.monotonic()
         with self._lock:
-            self._room = min(_BURST, self._room + (now - self._at) * _RATE)
+            self._room = min(self._burst, self._room + (now - self._at) * self._rate)
             self._at = now
             if self._room < 1:
                 self._dropped += 1
@@ -110,13 +112,18 @@ def install(send: Send, level: int) -> None:
     root.addHandler(_Handler(relay))
     root.setLevel(level)
     events.relay = relay
-    sys.meta_path.insert(0, _WhenImported(lambda: _set_up_structlog(relay, level)))
+    when_structlog_is_imported(lambda: set_up_structlog(relay, level))
+
+
+def when_structlog_is_imported(then: Callable[[], object]) -> None:
+    """Call ``then`` once it is: most code does not, and it costs much."""
+    sys.meta_path.insert(0, _WhenImported(then))
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Sets structlog up when code imports it: most does not, and it costs much."""
+    """Sets structlog up when code imports it."""
 
-    def __init__(self, then: Callable[[], None]) -> None:
+    def __init__(self, then: Callable[[], object]) -> None:
         self._then = then
 
     def find_spec(
@@ -140,7 +147,8 @@ class _WhenImported(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _set_up_structlog(relay: Relay, level: int) -> None:
+def set_up_structlog(relay: Send, level: int) -> None:
+    """Have structlog, which is not configured, give its lines to ``relay`` alone."""
     import structlog
 
     def send(_logger: Any, method: str, event: Any) -> Any:
@@ -189,11 +197,12 @@ def _log_here(name: str, level: int, message: str, fields: dict[str, Any]) -> No
     else:
         logger = logging.getLogger(name)
         if logger.isEnabledFor(level):
-            extra = {k: v for k, v in fields.items() if k not in _RESERVED}
+            extra = {k: v for k, v in fields.items() if k not in RESERVED}
             text = message
             if "exception" in extra:
                 text += "\n" + str(extra.pop("exception"))
             logger.log(level, "%s", text, extra=extra)
 
 
-_RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+RESERVED = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+"""The attributes of a log record that are not of whoever logged."""
