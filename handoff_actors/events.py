@@ -69,13 +69,13 @@ class Log:
         self._write(level, event, dict(fields))
 
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
-        structlog = sys.modules.get("structlog")
+        structlog = configured_structlog()
         try:
-            for tap in taps:
+            for tap in taps if structlog is None else ():
                 tap("handoff_actors", level, event, {**self._fields, **fields})
             if relay is not None:
                 relay("handoff_actors", level, event, {**self._fields, **fields})
-            elif structlog is not None and structlog.is_configured():
+            elif structlog is not None:
                 logger = structlog.get_logger("handoff_actors").bind(**self._fields)
                 getattr(logger, logging.getLevelName(level).lower())(event, **fields)
             elif _stdlib_logger.isEnabledFor(level) and _has_real_handler():
@@ -83,6 +83,14 @@ class Log:
         except Exception:
             # A logging set-up that raises must not bring down the actor that logs.
             return
+
+
+def configured_structlog() -> Any:
+    """Structlog, if the program has imported and configured it; else None."""
+    module = sys.modules.get("structlog")
+    # Another thread may be importing it just now.
+    configured = getattr(module, "is_configured", None)
+    return module if configured is not None and configured() else None
 
 
 def _render(level: int, event: str, fields: dict[str, Any]) -> None:
@@ -94,7 +102,8 @@ def _render(level: int, event: str, fields: dict[str, Any]) -> None:
 log = Log()
 
 taps: tuple[Callable[[str, int, str, dict[str, Any]], None], ...] = ()
-"""Who wants the library's log lines besides: logger, level, event, fields."""
+"""Who wants the library's log lines besides, unless they go to structlog, which can be tapped
+itself: logger, level, event, fields."""
 
 relay: Callable[[str, int, str, dict[str, Any]], None] | None = None
 """In a worker process: takes log lines to the process that started it."""

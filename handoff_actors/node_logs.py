@@ -152,7 +152,7 @@ def _tap_structlog(
 ) -> Callable[[], None]:
     """Have structlog's lines too; returns how to undo that."""
     structlog = sys.modules.get("structlog")
-    if structlog is None:
+    if structlog is None or not hasattr(structlog, "is_configured"):
         relay.when_structlog_is_imported(lambda: _configure_structlog(line, level))
         return lambda: None
     if not structlog.is_configured():

@@ -30,8 +30,8 @@ from handoff_actors.resources.capabilities import to_micro
 if TYPE_CHECKING:
     from handoff_actors.cluster.local import LocalNodes
     from handoff_actors.cluster.mesh import Mesh
-    from handoff_actors.node_logs import Logs
     from handoff_actors.cluster.peers import Cluster, PeerEvent
+    from handoff_actors.node_logs import Logs
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node_process.py")
 _UP = 30.0  # seconds for node processes to be up

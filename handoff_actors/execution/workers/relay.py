@@ -171,8 +171,7 @@ def set_up_structlog(relay: Send, level: int) -> None:
 def level_here() -> int:
     """From which level on this process wants the logs of its worker processes."""
     level = logging.getLogger().getEffectiveLevel()
-    structlog = sys.modules.get("structlog")
-    if structlog is not None and structlog.is_configured():
+    if events.configured_structlog() is not None:
         level = min(level, logging.INFO)
     return level
 
@@ -187,11 +186,10 @@ def log_here(name: str, level: int, message: str, fields: dict[str, Any]) -> Non
 
 
 def _log_here(name: str, level: int, message: str, fields: dict[str, Any]) -> None:
-    structlog = sys.modules.get("structlog")
-    configured = structlog is not None and structlog.is_configured()
+    structlog = events.configured_structlog()
     if name == "handoff_actors":
         events.Log().write(level, message, fields)
-    elif name == "structlog" and structlog is not None and configured:
+    elif name == "structlog" and structlog is not None:
         method = logging.getLevelName(level).lower()
         getattr(structlog.get_logger(), method, structlog.get_logger().info)(message, **fields)
     else:
