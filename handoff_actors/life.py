@@ -43,6 +43,7 @@ from handoff_actors.execution.executor import Desk, DistributedExecutor, Entry
 from handoff_actors.execution.failures import stopped_error
 from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.execution.workers.supervisor import WorkerSupervisor
 from handoff_actors.options import Options, StartOptions
@@ -403,7 +404,7 @@ class Life(abc.ABC):
         """Say what this node offers; part of the start."""
 
     @abc.abstractmethod
-    def _forwarded(self, name: str, arguments: Any) -> Any:
+    def _forwarded(self, name: str, arguments: Any, submitted: Submitted | None) -> Any:
         """Carry out what code in a worker process asked for."""
 
     def _on_available(self, data: RunData, indices: Sequence[int]) -> None:

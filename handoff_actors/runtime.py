@@ -19,6 +19,7 @@ from handoff_actors.execution.admission import prepare
 from handoff_actors.execution.executor import Admit
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
 from handoff_actors.execution.synchronous import run_here
+from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.graph.dag import DAG
 from handoff_actors.resources.allocator import Allocator
@@ -254,8 +255,17 @@ class Runtime(Status):
             follow=follow_items,
         )
 
-    def _execute(self, dag: DAG, options: SubmitOptions, *, local: bool) -> ExecutionResult:
+    def _execute(
+        self,
+        dag: DAG,
+        options: SubmitOptions,
+        *,
+        local: bool,
+        submitted: Submitted | None = None,
+    ) -> ExecutionResult:
         run = self._submit(dag, **_complete(options), local=local, wait=False)
+        if submitted is not None:
+            submitted(run)
         try:
             return run.result()
         except KeyboardInterrupt:
@@ -274,14 +284,23 @@ class Runtime(Status):
 
     # For code in worker processes.
 
-    def _forwarded(self, name: str, arguments: Any) -> Any:
+    def _forwarded(self, name: str, arguments: Any, submitted: Submitted | None) -> Any:
         """Carry out what code in a worker process asked for."""
         args, kwargs = arguments
         if name.startswith("_") or not callable(getattr(type(self), name, None)):
             raise AttributeError(f"a worker process cannot ask its runtime for {name!r}")
+        if name in ("execute", "execute_distributed", "execute_local"):
+
+            def execute(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
+                local = name == "execute_local"
+                return self._execute(dag, options, local=local, submitted=submitted)
+
+            return execute(*args, **kwargs)
         answer = getattr(self, name)(*args, **kwargs)
         if isinstance(answer, Run):
             self._submitted[answer.key] = answer
+            if submitted is not None:
+                submitted(answer)
             return RunHandle(answer.key, answer.dag_id)
         return answer
 

@@ -633,6 +633,48 @@ def test_nested_runs_with_one_worker_and_one_cpu(make_runtime: Any, claims_at_ze
     claims_at_zero(runtime)
 
 
+def test_a_nested_run_is_read_long_after_it_ended(make_runtime: Any) -> None:
+    """Nothing is retained, but for whoever submitted it."""
+    runtime = make_runtime(isolation="process", max_retained_runs=0)
+
+    def code() -> Any:
+        inner = handoff.new("inner").add_function(Function("i", (), lambda: 5, isolation="thread"))
+        run = handoff.submit(inner)
+        others = handoff.new("others").add_function(Function("i", (), int, isolation="thread"))
+        while not run.done():
+            time.sleep(0.001)
+        for _ in range(20):
+            handoff.execute(others)
+            time.sleep(0.002)  # time in which what nobody holds is forgotten
+        return run.result().results["i"], run.progress().state
+
+    assert runtime.execute(single(code)).results["f"] == (5, "succeeded")
+    wait_for(lambda: not runtime.status().runs)
+
+
+def test_a_nested_run_of_a_process_that_died_makes_room(
+    runtime: handoff.Runtime, tmp_path: Path
+) -> None:
+    """The next attempt runs it under the same dag_id; the one of the dead is cancelled."""
+
+    def outer() -> Any:
+        inner = handoff.new("fixed")
+        inner.add_function(Function("i", (), kills, isolation="thread", extra_args=(os.getpid(),)))
+        return handoff.execute(inner, dag_id="fixed").results["i"]
+
+    def kills(pid: int) -> int:
+        times = count(tmp_path / "calls")
+        if times == 1:
+            os.kill(pid, signal.SIGKILL)
+            wait_for(handoff.current().cancelled)
+            count(tmp_path / "left")
+        return times
+
+    dag = single(outer, max_retries=0)
+    assert runtime.execute(dag, timeout=30).results["f"] == 2
+    wait_for((tmp_path / "left").exists)
+
+
 def test_a_nested_failure_comes_home(runtime: handoff.Runtime) -> None:
     def bad() -> None:
         raise ValueError("inner")

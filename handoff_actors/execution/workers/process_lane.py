@@ -20,6 +20,7 @@ from handoff_actors.execution.run_state import Crashed, Raised, TimedOut, Withdr
 from handoff_actors.resources.claims import Claim
 
 if TYPE_CHECKING:
+    from handoff_actors.execution.run import Run
     from handoff_actors.execution.workers.process import ProcessWorker
     from handoff_actors.execution.workers.roster import Workers
 
@@ -48,6 +49,7 @@ class ProcessLane:
         "flying",
         "loans",
         "mean",
+        "nested",
         "queue",
         "timed_out",
         "timer",
@@ -61,6 +63,7 @@ class ProcessLane:
         self.workers = workers
         self.worker: ProcessWorker | None = None
         self.flying: dict[int, float] = {}
+        self.nested: dict[int, list[Run]] = {}
         self.mean = 0.0
         self.timer: Any = None
         self.timed_out = -1
@@ -114,6 +117,15 @@ class ProcessLane:
         """Get them back, when none of its threads waits any more."""
         if loan is not None:
             self.queue.reclaim(self)
+
+    def submitted(self, token: int, run: Run) -> None:
+        """The code of an attempt has submitted a run: kept for it, and cancelled if it dies."""
+        with self.queue.lock:
+            alive = token in self.flying
+            if alive:
+                self.nested.setdefault(token, []).append(run)
+        if not alive:
+            run.cancel()
 
     def run(self) -> None:
         """Serve the queue until there is nothing to do for a while."""
@@ -189,6 +201,7 @@ class ProcessLane:
             for outcome in outcomes:
                 token = outcome.token
                 sent = self.flying.pop(token, None)
+                self.nested.pop(token, None)
                 if sent is None:
                     continue
                 i = token % n
@@ -290,7 +303,12 @@ class ProcessLane:
     def _lost(self, crash: CrashedAttempt) -> None:
         """The process has died; what it held is somebody's to run again."""
         data = self.queue.data
-        flying = [t for t in list(self.flying) if self.flying.pop(t, None) is not None]
+        with self.queue.lock:
+            flying = [t for t in list(self.flying) if self.flying.pop(t, None) is not None]
+            orphans = [run for runs in self.nested.values() for run in runs]
+            self.nested.clear()
+        for run in orphans:
+            run.cancel()
         self.mean = 0.0
         if self.timer is not None:
             self.timer.cancel()

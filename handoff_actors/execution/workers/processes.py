@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -15,11 +16,13 @@ from handoff_actors.execution.workers.exits import WorkerLost as WorkerGone
 from handoff_actors.graph.plan import Call, Plan
 
 if TYPE_CHECKING:
+    from handoff_actors.execution.run import Run
     from handoff_actors.execution.workers.process import ProcessPool, ProcessWorker
     from handoff_actors.execution.workers.process_lane import ProcessLane
     from handoff_actors.execution.workers.roster import Workers
 
-Forward = Callable[[str, Any], Any]
+Submitted = Callable[["Run"], object]
+Forward = Callable[[str, Any, Submitted | None], Any]
 
 
 class Lender(Protocol):
@@ -45,7 +48,8 @@ class Processes:
     Args:
         workers: the roster this belongs to.
         limit: how many processes at most.
-        forward: carries out what code in a worker asks of the runtime: name, ``(args, kwargs)``.
+        forward: carries out what code in a worker asks of the runtime: name, ``(args, kwargs)``, and
+            who is told of a run that it submits.
     """
 
     def __init__(self, workers: Workers, limit: int, forward: Forward) -> None:
@@ -94,7 +98,7 @@ class Processes:
     def _requested(
         self,
         worker: ProcessWorker,
-        token: int,  # noqa: ARG002  one lane serves all attempts of a worker
+        token: int,
         name: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -103,7 +107,10 @@ class Processes:
         lane = self.lanes.get(worker.pid)
         loan = None if lane is None else lane.lend()
         try:
-            return self._forward(name, (args, kwargs))
+            submitted = getattr(lane, "submitted", None)
+            return self._forward(
+                name, (args, kwargs), None if submitted is None else partial(submitted, token)
+            )
         finally:
             if lane is not None:
                 lane.reclaim(loan)

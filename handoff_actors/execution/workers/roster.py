@@ -21,7 +21,7 @@ from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.run_state import find_links
 from handoff_actors.execution.workers.permits import Permits, Unlimited
 from handoff_actors.execution.workers.process_lane import ProcessLane
-from handoff_actors.execution.workers.processes import Processes
+from handoff_actors.execution.workers.processes import Forward, Processes
 from handoff_actors.execution.workers.thread import ThreadLane
 from handoff_actors.graph.plan import LaneClass
 from handoff_actors.resources.claims import Claim, Release, Resume, Suspend
@@ -64,7 +64,7 @@ class Workers:
         events: EventBus,
         contention: Contention,
         runtime: Any,
-        forward: Callable[[str, Any], Any],
+        forward: Forward,
     ) -> None:
         self.system = system
         self.node = node
