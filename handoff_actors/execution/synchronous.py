@@ -52,6 +52,7 @@ def run_here(data: RunData, runtime: Any) -> None:
     """
     plan = data.plan
     n = plan.n
+    workers = runtime.workers
     state = RunState(
         plan,
         data.options.max_retries,
@@ -64,9 +65,9 @@ def run_here(data: RunData, runtime: Any) -> None:
     while True:
         step = state.handle(event)
         if isinstance(event, Raised):
-            announce_failure(data, runtime.workers, event, step)
+            announce_failure(data, workers, event, step)
         elif isinstance(event, Succeeded):
-            announce(data, runtime.workers, event.tokens)
+            announce(data, workers, event.tokens)
         for i in step.freed:
             data.values[i] = FREED
         if step.failure is not None:

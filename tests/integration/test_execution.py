@@ -1472,8 +1472,10 @@ def test_a_run_tells_the_same_wherever_it_runs(runtime: handoff.Runtime, synchro
     dag.add_function(handoff.Function("b", ["a"], lambda a: a))
     dag.add_function(handoff.Function("bad", ["b"], lambda b: b / 0, max_retries=1))
     seen: list[handoff.events.Event] = []
-    with runtime.subscribe(seen.append), contextlib.suppress(handoff.FunctionFailedError):
-        runtime.execute(dag, synchronous=synchronous)
+    with runtime.subscribe(seen.append):
+        with contextlib.suppress(handoff.FunctionFailedError):
+            runtime.execute(dag, synchronous=synchronous)
+        runtime.events.flush(10)
     told: list[Any] = []
     for event in seen:
         if isinstance(event, handoff.events.FunctionsFinished):

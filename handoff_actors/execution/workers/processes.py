@@ -48,8 +48,8 @@ class Processes:
     Args:
         workers: the roster this belongs to.
         limit: how many processes at most.
-        forward: carries out what code in a worker asks of the runtime: name, ``(args, kwargs)``, and
-            who is told of a run that it submits.
+        forward: carries out what code in a worker asks of the runtime: name, ``(args, kwargs)``,
+            and who is told of a run that it submits.
     """
 
     def __init__(self, workers: Workers, limit: int, forward: Forward) -> None:
