@@ -26,7 +26,9 @@ from handoff_actors.resources.allocator import Allocator
 from handoff_actors.runtime_status import Status
 
 if TYPE_CHECKING:
+    from handoff_actors.cluster.peers import Cluster
     from handoff_actors.pipeline.handle import Pipeline
+    from handoff_actors.pipeline.nodes import Nodes as StagesOverNodes
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -97,6 +99,8 @@ class Runtime(Status):
     Raises:
         ConfigurationError: an option has a value that cannot be used.
     """
+
+    _stages: tuple[Any, StagesOverNodes] | None = None
 
     # Running DAGs.
 
@@ -254,6 +258,41 @@ class Runtime(Status):
             timeout=timeout,
             follow=follow_items,
         )
+
+    def stages(self) -> StagesOverNodes:
+        """What it has of the stages of pipelines over several nodes."""
+        from handoff_actors.pipeline.nodes import Nodes
+        from handoff_actors.pipeline.opening import open_pipeline
+        from handoff_actors.progress.items import follow_items
+
+        def open_here(dag: DAG, **options: Any) -> Pipeline:
+            return open_pipeline(
+                self,
+                dag,
+                max_demand=None,
+                min_demand=None,
+                join_timeout=None,
+                follow=follow_items,
+                **options,
+            )
+
+        def capacity() -> tuple[Any, Any]:
+            found = self.capacities()[self._name]
+            return dict(found.free), dict(found.total)
+
+        with self._lock:
+            if self._stages is None or self._stages[0] is not self._system:
+                nodes = Nodes(self._name, open_here, capacity, self.workers.carriers.submit)
+                self._stages = self._system, nodes
+            return self._stages[1]
+
+    def nodes_known(self) -> list[str]:
+        """The other nodes that were ever seen."""
+        return [] if self._mesh is None else sorted(self._mesh.known())
+
+    def _serve_cluster(self, mesh: Cluster) -> None:
+        super()._serve_cluster(mesh)
+        self.stages().serve(mesh)
 
     def _execute(
         self,

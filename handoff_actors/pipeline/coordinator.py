@@ -116,13 +116,25 @@ class Coordinator(Actor):
 
     def _claim(self) -> None:
         """All or nothing, node by node in the order of names: so no two pipelines block."""
+        for step in self.line.steps:
+            if step is None:
+                if not self._claim_here():
+                    return
+            else:
+                self._begin(step)
+                if not step.complete:
+                    return
+        self.line.phase = "starting"
+
+    def _claim_here(self) -> bool:
+        """Ask for what this node is to give; whether it has."""
         line = self.line
         held = {claim.node for claim in line.claims}
         for node in sorted(self.wanted):
             if node not in held:
                 self._want(node, 1)
-                return
-        line.phase = "starting"
+                return False
+        return True
 
     def _want(self, node: str, count: int) -> None:
         tracker = self.line.workers.tracker
@@ -139,12 +151,16 @@ class Coordinator(Actor):
     def _start(self) -> None:
         line = self.line
         for crew in line.crews:
-            if crew.ref is None:
-                crew.ref = start_soon(self.system, self.supervisor, self._spec(crew))
-                crew.ref.when_gone(_Gone(line, crew.id))
+            self._begin(crew)
         if all(crew.complete for crew in line.crews):
             line.phase = "running"
             line.settled.set()
+
+    def _begin(self, crew: Crew) -> None:
+        """Start the actor of a stage, which sees to its workers."""
+        if crew.ref is None:
+            crew.ref = start_soon(self.system, self.supervisor, self._spec(crew))
+            crew.ref.when_gone(_Gone(self.line, crew.id))
 
     def _spec(self, crew: Crew) -> ChildSpec:
         return ChildSpec(

@@ -65,6 +65,13 @@ class Worker(Protocol):
         """
 
 
+class Away(Protocol):
+    """What a stage on another node needs."""
+
+    def worker(self, crew: Crew, number: int) -> Worker:
+        """Who stands for its workers."""
+
+
 class WorkerFailed(Exception):  # noqa: N818  an event of the world, not a mistake
     """A worker cannot begin; the ``__cause__`` says why."""
 
@@ -87,6 +94,8 @@ class Crew:
         crashes: of items under which worker processes died.
         suspects: items that were among others when their process died: to be run alone.
         ref: the stage's actor.
+        node: where its workers are.
+        away: what it needs to be on another node; None: it is here.
     """
 
     def __init__(self, line: Line, index: int, isolation: str, restarts: tuple[int, float]) -> None:
@@ -99,6 +108,8 @@ class Crew:
         self.isolation = function.isolation or isolation
         self.parked: list[Callable[[], object]] = []
         self.workers: list[Worker | None] = [None] * function.parallelism
+        self.node = line.node
+        self.away: Away | None = None
         self.intensity = RestartIntensity(*restarts)
         self.failure: BaseException | None = None
         self.mean = 0.0
@@ -202,7 +213,7 @@ class Crew:
     def failure_of(self, seq: int, cause: BaseException) -> tuple[int, BaseException]:
         """An item that failed, and its output."""
         line = self.line
-        return seq, item_failed(line.id, self.id, line.node, seq, cause)
+        return seq, item_failed(line.id, self.id, self.node, seq, cause)
 
     def give_back(self, entries: Sequence[Entry]) -> None:
         """Items that were taken and have no result are to be run again."""
@@ -244,7 +255,15 @@ class Crew:
                     line.alive += 1
             line.workers.carriers.submit(worker.run)
 
+    def send_away(self, node: str, away: Away) -> None:
+        """The stage is on another node, where its workers are: here one worker stands for them."""
+        self.node = node
+        self.away = away
+        self.workers = [None]
+
     def _make(self, number: int) -> Worker:
+        if self.away is not None:
+            return self.away.worker(self, number)
         if self.isolation == "process":
             from handoff_actors.pipeline.process import ProcessWorker
 
@@ -261,7 +280,7 @@ class Crew:
         """A worker has its state."""
         worker.ready = True
         line = self.line
-        if line.phase == "starting" and line.ref is not None:
+        if line.phase != "running" and line.ref is not None:
             line.ref.mailbox.signal_elsewhere()
 
     @property

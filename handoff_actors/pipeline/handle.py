@@ -434,6 +434,29 @@ class Pipeline:
                 wake()
         return more
 
+    # For stages that are hosted for other nodes.
+
+    def push_many(self, rows: list[Any], *, flush: bool) -> None:
+        """Push the values of items for which there is room; ``flush`` ends partial batches."""
+        if rows:
+            self._push(rows, None, self._line.main)
+        if flush:
+            line = self._line
+            with line.lock:
+                line.flow.flush()
+                wakers = line.rouse()
+            for wake in wakers:
+                wake()
+
+    def lists(self, most: int) -> Iterator[list[Any]]:
+        """As iteration, but in lists of what there is, up to ``most``."""
+        out = self._line.main.out
+        while (value := self._take(self._line.main)) is not _END:
+            found = [value]
+            while out and len(found) < most:
+                found.append(out.popleft())
+            yield found
+
     # Its end.
 
     def close(self) -> None:

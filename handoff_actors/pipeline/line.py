@@ -59,6 +59,8 @@ class Line:
         settled: it runs, or never will.
         ended: claims are back and nothing runs, but threads in user code that cannot be ended.
         alive: how many workers there are.
+        steps: stages on other nodes, in the order in which they begin; None stands for the claim
+            of this node.
         ref: the coordinator.
     """
 
@@ -101,6 +103,7 @@ class Line:
         self.timer_due = 0.0
         self.watching = False
         self.began = monotonic()
+        self.steps: list[Crew | None] = [None]
         self.crews = [Crew(self, i, isolation, restarts) for i in range(plan.n)]
         self.first = [
             crew

@@ -25,24 +25,21 @@ from handoff_actors.pipeline.coordinator import Coordinator
 from handoff_actors.pipeline.handle import Follow, Pipeline
 from handoff_actors.pipeline.intake import Limits
 from handoff_actors.pipeline.line import Line
-from handoff_actors.resources.capabilities import MICRO, to_micro
+from handoff_actors.pipeline.placing import Site, capacities, place, send_away
+from handoff_actors.resources.capabilities import MICRO
 
 
-class Home(Protocol):
+class Home(Site, Protocol):
     """What a pipeline needs of the runtime."""
 
-    options: Any
     pipelines: dict[str, Line]
 
     @property
     def workers(self) -> Workers:
         """Its workers."""
 
-    def node(self) -> str:
-        """Its node's name."""
-
-    def offered(self) -> Mapping[str, Mapping[str, float]]:
-        """What each node offers."""
+    def nodes_known(self) -> list[str]:
+        """The other nodes that were ever seen."""
 
     def whereis(self, name: str) -> Ref | None:
         """The actor of that name."""
@@ -58,8 +55,12 @@ def open_pipeline(
     join_timeout: float | None,
     timeout: float | None,
     follow: Follow,
+    claim: Mapping[str, int] | None = None,
 ) -> Pipeline:
-    """A pipeline that runs; see ``Runtime.stream`` for arguments and errors."""
+    """A pipeline that runs; see ``Runtime.stream`` for arguments and errors.
+
+    One with a ``claim`` of its own, in micro-units, is here whatever its functions say.
+    """
     if not isinstance(dag, DAG):
         raise InvalidDAGError(f"what is streamed must be a DAG, not {describe(dag)}")
     limits = _limits(max_pending, max_demand, min_demand, join_timeout)
@@ -67,8 +68,14 @@ def open_pipeline(
     plan = dag.plan()
     _check_plan(plan, dag.id)
     options = home.options
-    check_feasible(plan, home.node(), home.offered(), dag.id)
-    wanted = _wanted(plan, home, dag.id)
+    where: dict[int, str] = {}
+    if claim is None:
+        nodes = capacities(home)
+        known: dict[str, Any] = {name: has.total for name, has in nodes.items()}
+        known = {**dict.fromkeys(home.nodes_known()), **known}
+        here = known.pop(home.node())
+        check_feasible(plan, home.node(), {home.node(): here}, dag.id, known)
+        where = place(plan, home, dag.id, nodes)
     _check_code(plan, options.isolation, dag.id)
     id_, name = _free_name(home, dag.id)
     line = Line(
@@ -80,6 +87,10 @@ def open_pipeline(
         options.isolation,
         (options.max_restarts, options.max_seconds),
     )
+    if claim is None:
+        wanted, line.steps = send_away(plan, line.crews, where, home, timeout)
+    else:
+        wanted = {home.node(): dict(claim)} if claim else {}
     home.pipelines[name] = line
     supervisor = home.whereis("pipeline_supervisor")
     if supervisor is None:
@@ -215,26 +226,3 @@ def _check_code(plan: Plan, isolation: str, dag_id: Hashable) -> None:
             from handoff_actors.execution.workers.process import check_call
 
             check_call(plan.call(i), dag_id)
-
-
-def _wanted(plan: Plan, home: Home, dag_id: Hashable) -> dict[str, dict[str, int]]:
-    """What the pipeline claims for its life, by node: the costs, times the workers."""
-    node, total = home.node(), dict[str, int]()
-    offered = home.offered().get(node, {})
-    for function in plan.functions[: plan.n]:
-        for resource, amount in to_micro(function.cost or {}, "the cost").items():
-            if not amount:
-                continue
-            total[resource] = asked = total.get(resource, 0) + amount * function.parallelism
-            most = offered.get(resource, 0.0)
-            if asked / MICRO > most + 0.5 / MICRO:
-                raise AllocationError(
-                    f"pipeline {dag_id!r} needs {resource}={asked / MICRO:g} up to function "
-                    f"{function.id!r} (cost x parallelism, held for the pipeline's life), and "
-                    f"node {node} offers {amounts_text(offered)}: lower cost or parallelism",
-                    function_id=function.id,
-                    resource=resource,
-                    asked=asked / MICRO,
-                    most=most,
-                )
-    return {node: total} if total else {}

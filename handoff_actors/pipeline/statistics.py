@@ -89,7 +89,7 @@ def stage_statistics(crew: Crew) -> StageStatistics:
     share = (crew.busy + at_work - busy) / (elapsed * len(crew.workers))
     return StageStatistics(
         crew.id,
-        crew.line.node,
+        crew.node,
         len(workers),
         len(intake.ready),
         intake.running,
