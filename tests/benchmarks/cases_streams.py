@@ -248,6 +248,27 @@ def latency(quick: bool) -> Iterator[Row]:
     yield Row("a lone item, 3 stages", ours, floor, Target(3.0), "µs", note, samples)
 
 
+def over_nodes(quick: bool) -> Iterator[Row]:
+    """Three stages, of which two are on other nodes."""
+    count = 2_000 if quick else 20_000
+    with Runtime() as runtime:
+        runtime.start_nodes(2, names=["one", "two"])
+        dag = DAG("stream").add_function(Function("x", type="input"))
+        dag.add_function(Function("a", ["x"], add, node="one"))
+        dag.add_function(Function("b", ["a"], add, node="two"))
+        dag.add_function(Function("c", ["b"], add))
+        with runtime.stream(dag, max_pending=4 * _BOUND) as pipeline:
+
+            def go() -> None:
+                assert list(pipeline.map(range(count)))[-1] == count + 2
+
+            ours, _ = alternate(lambda: go, lambda: lambda: None, 1 if quick else 5)
+    target = Target(60_000, "ours", "at least")
+    yield Row(
+        "3 stages over three nodes", rate(count, ours), None, target, "items/s", "", (ours, ())
+    )
+
+
 def memory(quick: bool) -> Iterator[Row]:
     """Resident memory while a consumer sleeps, and the source goes on for ever."""
     process = psutil.Process()
@@ -271,5 +292,5 @@ def memory(quick: bool) -> Iterator[Row]:
 
 def streams(quick: bool) -> Iterator[Row]:
     """All of them."""
-    for case in (small, waiting, computing, latency, memory):
+    for case in (small, waiting, computing, latency, over_nodes, memory):
         yield from case(quick)
