@@ -50,6 +50,11 @@ def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, A
     return error
 
 
+def _documented(cls: type[BaseException]) -> str:
+    """The name under which ``docs/errors.md`` has this error: its own, or that of its base."""
+    return next(base.__name__ for base in cls.__mro__ if base.__module__ == __name__)
+
+
 class HandoffError(Exception):
     """The base of all errors of this library.
 
@@ -61,6 +66,7 @@ class HandoffError(Exception):
     def __init__(self, message: str = "", /, **fields: Any) -> None:
         super().__init__(message)
         self.__dict__.update(fields)
+        self.add_note(f"What to do: handoff explain {_documented(type(self))}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, dict(self.__dict__))

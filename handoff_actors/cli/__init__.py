@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "handoff_actors.cli.check:check",
     "node": "handoff_actors.cli.nodes:node",
     "status": "handoff_actors.cli.nodes:status",
+    "explain": "handoff_actors.cli.explain:explain",
     "demo": "handoff_actors.cli.demo:demo",
     "completion": "handoff_actors.cli.completion:completion",
 }

@@ -377,3 +377,48 @@ def test_the_shell_completes_commands():
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["plain,run"]
+
+
+# explain
+
+
+def test_each_error_is_explained():
+    import handoff_actors
+    from handoff_actors.cli.explain import sections
+
+    bases = {"HandoffError", "InvalidDAGError", "ExecutionError", "NodeError", "ActorError",
+             "PipelineError"}  # fmt: skip
+    errors = {n for n in handoff_actors.__all__ if n.endswith("Error")}
+    assert set(sections()) == errors - bases
+    for name, text in sections().items():
+        assert "*Do:*" in text, name
+
+
+@pytest.mark.parametrize(
+    "name", ["FunctionCrashedError", "functioncrashed", "handoff_actors.FunctionCrashedError"]
+)
+def test_explain_tells_what_to_do(name):
+    result = run("explain", name)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("FunctionCrashedError\n\nIts worker process died under it")
+    assert "\nDo: " in result.stdout
+
+
+def test_explain_lists_what_there_is():
+    assert "AllocationError" in run("explain").stdout.splitlines()
+    refused(run("explain", "Nothing"), 2, "there is no error Nothing; there are NotStartedError")
+
+
+def test_errors_name_the_command_that_explains_them():
+    import pickle
+    import traceback
+
+    import handoff_actors
+
+    class Mine(handoff_actors.AllocationError):
+        pass
+
+    error = pickle.loads(pickle.dumps(handoff_actors.NodeDownError("gone", node="n")))
+    assert error.__notes__ == ["What to do: handoff explain NodeDownError"]
+    text = "".join(traceback.format_exception(Mine("no room")))
+    assert text.endswith("Mine: no room\nWhat to do: handoff explain AllocationError\n")
