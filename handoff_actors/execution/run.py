@@ -307,7 +307,11 @@ class Results(Mapping[Hashable, Any]):
         value = data.values[i]
         if value is MISSING or value is FREED:
             raise ReleasedKeyError(id_, value is FREED)
-        return data.read(i) if isinstance(value, Elsewhere) else value
+        if isinstance(value, Elsewhere):
+            value = data.read(i)
+            if value is FREED:
+                raise ReleasedKeyError(id_, True)
+        return value
 
     def values(self) -> ValuesView[Any]:
         """The values; what is on other nodes is fetched at once."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.reasons import Exit
 from handoff_actors.actors.timers import Timer
+from handoff_actors.errors import ValueNotFoundError
 from handoff_actors.execution.run_state import History
 from handoff_actors.execution.trail import Trail
 from handoff_actors.graph.function import Function
@@ -68,8 +69,21 @@ class Distant:
         return bool(getattr(self.data.values[self.index], "is_here", True))
 
     def read(self) -> Any:
-        """The value."""
-        return self.data.read(self.index)
+        """The value.
+
+        Raises:
+            ValueNotFoundError: it was freed meanwhile.
+        """
+        value = self.data.read(self.index)
+        if value is FREED:
+            id_ = self.data.plan.ids[self.index]
+            raise ValueNotFoundError(
+                f"value {id_!r} of DAG {self.data.dag_id!r} was freed when its last consumer had "
+                "ended: name it in keep=",
+                dag_id=self.data.dag_id,
+                value_id=id_,
+            )
+        return value
 
 
 _NO_CONTEXT: Final = contextvars.Context()
@@ -245,7 +259,7 @@ class RunData:
         return ("freed", None) if value is FREED else ("there", value)
 
     def read(self, index: int) -> Any:
-        """A value that is there, on whatever node; blocks while it is fetched."""
+        """A value that is there, on whatever node, or ``FREED``; blocks while it is fetched."""
         value = self.values[index]
         if isinstance(value, Elsewhere):
             self.bring((index,))

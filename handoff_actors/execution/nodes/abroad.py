@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from handoff_actors.errors import (
     CrashedAttempt,
     NodeDownError,
     SerializationError,
-    ValueNotFoundError,
 )
 from handoff_actors.execution.lossy_state import LossyState
 from handoff_actors.execution.nodes.fetching import GoneError
@@ -50,7 +50,7 @@ from handoff_actors.execution.nodes.messages import (
 )
 from handoff_actors.execution.nodes.sizes import enclose, is_plain, size_of
 from handoff_actors.execution.nodes.spread import Spread
-from handoff_actors.execution.run_data import FREED, RunData
+from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
     Crashed,
     Lost,
@@ -63,6 +63,8 @@ from handoff_actors.resources.allocator import by_name
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.hub import Hub
 
+_LOOK = 0.005
+"""Seconds between looks at a value that is being made again."""
 _CHUNK = 512
 """Attempts in one message, so that a node begins before it has been told of all."""
 
@@ -486,26 +488,33 @@ class Abroad:
             Exception: why the first of those that cannot be had cannot.
         """
         data = self.data
-        lost: list[int] = []
-        for i, error in self.hub.bring(data, indices).items():
-            if not isinstance(error, GoneError):
-                raise error
-            lost.append(i)
+        lost = self._bring(indices)
+        while lost and not data.over:
+            # It was freed meanwhile, or is being made again: the run sees to it.
+            time.sleep(_LOOK)
+            lost = self._bring(i for i in lost if data.values[i] is not FREED)
         if not lost:
             return
-        if not data.over:
-            raise ValueNotFoundError(
-                f"the result of function {data.plan.ids[lost[0]]!r} of DAG {data.dag_id!r} was "
-                "lost with its node, and is being made again",
-                dag_id=data.dag_id,
-                value_id=data.plan.ids[lost[0]],
-            )
         from handoff_actors.execution.nodes.remake import remake
 
         with self._remaking:
             lost = [i for i in lost if isinstance(data.values[i], Located)]
             if lost:
                 remake(self.hub, data, lost)
+
+    def _bring(self, indices: Iterable[int]) -> list[int]:
+        """Those that cannot be had now; raises why others cannot."""
+        lost = []
+        wanted = list(indices)
+        for i, error in self.hub.bring(self.data, wanted).items():
+            if not isinstance(error, GoneError):
+                raise error
+            lost.append(i)
+            value = self.data.values[i]
+            if error.certain and isinstance(value, Located) and self.data.ref is not None:
+                self.data.reports.append(Report(value.node, ("absent", i)))
+                self.data.ref.signal()
+        return lost + [i for i in wanted if self.data.values[i] is MISSING]
 
     # Its end.
 
