@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from handoff_actors.testing.leaks import Leaks
     from handoff_actors.testing.oracle import sequential
+    from handoff_actors.testing.simulated import SimulatedCluster
     from handoff_actors.testing.strategies import costs, dags, faults, functions
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "FaultPlan",
     "InjectedCrash",
     "Leaks",
+    "SimulatedCluster",
     "costs",
     "crash",
     "dags",
@@ -61,6 +63,7 @@ _HOME = {
     "FaultPlan": "fault_plan",
     "InjectedCrash": "injection",
     "Leaks": "leaks",
+    "SimulatedCluster": "simulated",
     "costs": "strategies",
     "crash": "injection",
     "dags": "strategies",
