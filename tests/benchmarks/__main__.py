@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.benchmarks import (
+    cases_face,
     cases_graph,
     cases_life,
     cases_nodes,
@@ -34,6 +35,7 @@ CASES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "nodes": cases_nodes.over_nodes,
     "arrays": cases_nodes.arrays,
     "losses": cases_nodes.losses,
+    "face": cases_face.face,
     "growth": cases_graph.growth,
 }
 """By name, in the order in which they run: what forks a pool comes first."""
