@@ -218,7 +218,11 @@ class LossyState(RunState):
                 for d in plan.deps[i]:
                     self.needed[d] += 1
             for d in plan.dependents[i]:
-                self.left[d] += 1
+                if self.left[d] >= 0:
+                    self.left[d] += 1
+        for i in again:
+            # Not by counting: it may have been done before what it takes, by a checkpoint.
+            self.left[i] = sum(d < plan.n and not done[d] for d in plan.deps[i])
         self.remaining += len(again)
         step.again = (*step.again, *again)
         for i in again:
