@@ -17,6 +17,7 @@ from handoff_actors.runtime_nodes import Nodes
 from handoff_actors.status import (
     ActorStatus,
     ClaimStatus,
+    GuestStatus,
     NodeInfo,
     RunStatus,
     RuntimeStatus,
@@ -34,10 +35,14 @@ class Status(Nodes):
             RunStatus(e.data.dag_id, _state(e), e.data.finished, e.data.plan.n)
             for e in entries.values()
         ]
+        hub = self._hub
+        guests = [] if hub is None else list(hub.guests.values())
+        owners = {guest.key: guest.dag_id for guest in guests}
+        owners.update({key: entry.data.dag_id for key, entry in entries.items()})
         claims = [
             ClaimStatus(
                 claim.node,
-                entries[claim.owner].data.dag_id if claim.owner in entries else claim.owner,
+                owners.get(claim.owner, claim.owner),
                 {name: amount / MICRO for name, amount in claim.amounts.items()},
             )
             for claim in tracker.call(Claims())
@@ -50,7 +55,15 @@ class Status(Nodes):
             claims,
             runs,
             workers,
-            [found for entry in entries.values() for found in running(entry.data)],
+            [
+                found
+                for data in [*(entry.data for entry in entries.values()), *guests]
+                for found in running(data)
+            ],
+            [
+                GuestStatus(guest.dag_id, guest.run_name[0], guest.state, guest.count())
+                for guest in guests
+            ],
         )
 
     def entries(self) -> list[Entry]:

@@ -75,6 +75,23 @@ class RunStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestStatus:
+    """What this node does for a run of another one.
+
+    Attributes:
+        dag_id: the run's.
+        orchestrator: the node whose run it is.
+        state: ``"running"``, or ``"over"`` when only results are kept.
+        values: how many results and inputs are here.
+    """
+
+    dag_id: Any
+    orchestrator: str
+    state: str
+    values: int
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeStatus:
     """How a runtime is doing.
 
@@ -85,7 +102,8 @@ class RuntimeStatus:
         claims: held now.
         runs: in progress, and finished ones that are retained.
         workers: counts of threads, processes, coroutines; abandoned threads.
-        running: the functions that workers are at.
+        running: the functions that workers are at, also for runs of other nodes.
+        guests: what this node does for runs of other nodes.
     """
 
     tree: ActorStatus
@@ -95,6 +113,7 @@ class RuntimeStatus:
     runs: Sequence[RunStatus]
     workers: Mapping[str, Any]
     running: Sequence[RunningFunction] = ()
+    guests: Sequence[GuestStatus] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As dicts, lists, numbers and strings, fit for ``json.dumps(..., default=str)``."""
@@ -131,6 +150,10 @@ class RuntimeStatus:
             f"  {run.dag_id!r}: {run.finished}/{run.total}"
             for run in self.runs
             if run.state == "running"
+        )
+        lines.extend(
+            f"  {guest.dag_id!r} for {guest.orchestrator}: {guest.state}, {guest.values} values"
+            for guest in self.guests
         )
         lines.extend(
             f"  {at.dag_id!r}: {at.function_id!r} on {at.node}, {at.worker}"

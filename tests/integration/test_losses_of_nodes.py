@@ -162,7 +162,11 @@ def test_a_node_frees_what_it_held_for_an_orchestrator_that_is_gone(nodes, net, 
     run = a.submit(dag)
     gate.wait()
     gate.wait()
-    assert len(b.status().claims) == 2
+    status = b.status()
+    assert [claim.dag_id for claim in status.claims] == ["d", "d"]
+    assert [(g.dag_id, g.orchestrator, g.state) for g in status.guests] == [("d", "a", "running")]
+    assert "'d' for a: running" in str(status)
+    assert {at.node for at in status.running} == {"b"}
     net.kill("a")
     until(lambda: not b._hub.guests)
     gate.opened.set()

@@ -112,6 +112,10 @@ class GuestData(RunData):
         self.told: set[int] = set()
         self.gatherer = Gatherer(self, self.run_name, fetcher, workers.carriers, peer.name)
 
+    def count(self) -> int:
+        """How many values are here."""
+        return sum(value is not MISSING and value is not FREED for value in self.values)
+
     def say(self, message: Any) -> None:
         """The orchestrator said something; on the thread that reads from it."""
         self.inbox.append(message)
