@@ -7,6 +7,7 @@ use it. See ``docs/testing.md``.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import handoff_actors
     from handoff_actors.testing.leaks import Leaks
 
+_nodes: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
+"""How many nodes the fixture ``handoff_cluster`` is to give a runtime, and what they offer."""
 _CLAIMS = 10.0
 """Seconds that attempts which are just ending have to give their claims back."""
 
@@ -76,8 +79,11 @@ def handoff_runtime(
     options: dict[str, Any] = {"shutdown_timeout": 2.0}
     for marker in reversed(list(request.node.iter_markers("handoff"))):
         options.update(marker.kwargs)
+    nodes = options.pop("nodes", 2)
+    offered = options.pop("node_capabilities", {"cpu": 2})
     handoff_actors.stop()
     runtime = handoff_actors.start(**options)
+    _nodes[runtime] = (nodes, offered)
     try:
         yield runtime
         claims = _claims_left(runtime)
@@ -85,6 +91,21 @@ def handoff_runtime(
         handoff_actors.stop()
     if claims:
         pytest.fail(f"claims left behind: {claims}", pytrace=False)
+
+
+@pytest.fixture
+def handoff_cluster(handoff_runtime: handoff_actors.Runtime) -> handoff_actors.Runtime:
+    """``handoff_runtime`` with two further nodes, ``node-1`` and ``node-2``, up.
+
+    ``@pytest.mark.handoff(nodes=3)`` has another number of them, ``node_capabilities=`` what each
+    offers (two cpus). They are processes of this machine, and end with the test.
+    """
+    import handoff_actors
+
+    count, offered = _nodes[handoff_runtime]
+    names = [f"node-{i + 1}" for i in range(count)]
+    handoff_actors.start_nodes(count, names=names, capabilities=offered)
+    return handoff_runtime
 
 
 def _claims_left(runtime: handoff_actors.Runtime) -> list[Any]:

@@ -225,6 +225,9 @@ class Nodes(Clustered, Values):
             return tracker.call(Fits(self._name, request[1]))
         if request[0] == "available":
             return tracker.call(Available(self._name))
+        if request[0] in ("cut", "heal"):
+            mesh = self.cluster()
+            return (mesh.cut if request[0] == "cut" else mesh.heal)(request[1])
         raise HandoffError(f"node {self._name} does not answer {describe(request)}")
 
     def _describe(self) -> dict[str, Any]:

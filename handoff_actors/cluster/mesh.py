@@ -137,6 +137,7 @@ class Mesh(Cluster):
         )
         self._changed = threading.Condition(threading.Lock())
         self._links: dict[str, Link] = {}
+        self.apart: set[str] = set()
         self._by_name: Mapping[str, Link] = {}
         self._dialling: dict[str, int] = {}
         self._closed = False
@@ -180,6 +181,8 @@ class Mesh(Cluster):
         """Somebody wants to be a peer over the connection that this comes from."""
         connection = current_connection()
         card = seen_from(card, connection.stream.peer_host())
+        if card.name in self.apart:
+            return Refuse("dialling")
         decision = self._decide(card, session, replaces, insists)
         if isinstance(decision, Refuse):
             return decision
@@ -401,6 +404,10 @@ class Mesh(Cluster):
                     raise NodeUnreachableError(
                         f"at {card.address} there is {card.name!r} now, not {wanted!r}", node=wanted
                     )
+                if card.name in self.apart:
+                    raise NodeUnreachableError(
+                        f"the link to {card.name!r} is cut, by a test", node=card.name
+                    )
                 if card.incarnation == self.incarnation:
                     raise ConfigurationError(f"{card.address} is this node itself")
                 there = self._by_name.get(card.name)
@@ -592,6 +599,24 @@ class Mesh(Cluster):
         peer.farewell()
         self.end_link(peer.session, "it was left", left=True)
         self.notifier.flush()
+
+    def cut(self, name: str) -> None:
+        """For fault tests: end the link to a node, and let none come to be until ``heal``."""
+        self.apart.add(name)
+        link = self._by_name.get(name)
+        if link is not None:
+            self.end_link(link.session, "its link was cut, by a test")
+
+    def heal(self, name: str) -> None:
+        """Undo ``cut``, and join the node again.
+
+        Raises:
+            NodeUnreachableError: it cannot be reached.
+        """
+        self.apart.discard(name)
+        record = self.known().get(name)
+        if record is not None and record.address is not None:
+            self.connect(record.address, _DIAL)
 
     def close(self, timeout: float = 2.0) -> None:
         """Take leave of all, and end everything; idempotent.

@@ -13,9 +13,10 @@
     def test_any_dag(handoff_runtime, dag):
         assert handoff.execute(dag).results == testing.sequential(dag)
 
-Faults: ``crash``, ``delay``, ``drop_replies``, ``kill_worker``, and a ``FaultPlan`` of them. The
-strategies ``costs``, ``functions``, ``dags`` and ``faults`` need Hypothesis, the fixtures
-``handoff_runtime`` and ``handoff_leaks`` come with pytest; everything is imported on first use.
+Faults: ``crash``, ``delay``, ``drop_replies``, ``kill_worker``, ``kill_node``, ``freeze_node``,
+``thaw_node``, ``cut`` and ``heal``, and a ``FaultPlan`` of them. The strategies ``costs``,
+``functions``, ``dags`` and ``faults`` need Hypothesis; the fixtures ``handoff_runtime``,
+``handoff_cluster`` and ``handoff_leaks`` come with pytest. All is imported on first use.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         kill_worker,
     )
     from handoff_actors.testing.leaks import Leaks
+    from handoff_actors.testing.nodes import cut, freeze_node, heal, kill_node, thaw_node
     from handoff_actors.testing.oracle import sequential
     from handoff_actors.testing.simulated import SimulatedCluster
     from handoff_actors.testing.strategies import costs, dags, faults, functions
@@ -45,16 +47,24 @@ __all__ = [
     "SimulatedCluster",
     "costs",
     "crash",
+    "cut",
     "dags",
     "delay",
     "drop_replies",
     "faults",
+    "freeze_node",
     "functions",
+    "heal",
+    "kill_node",
     "kill_worker",
     "sequential",
+    "thaw_node",
 ]
 
-FAULTS = ("crash", "delay", "drop_replies", "kill_worker")
+FAULTS = (
+    "crash", "delay", "drop_replies", "kill_worker", "kill_node", "freeze_node", "thaw_node", "cut",
+    "heal",
+)  # fmt: skip
 """The functions here that are faults: what a ``Fault`` may be."""
 
 _HOME = {
@@ -66,13 +76,18 @@ _HOME = {
     "SimulatedCluster": "simulated",
     "costs": "strategies",
     "crash": "injection",
+    "cut": "nodes",
     "dags": "strategies",
     "delay": "injection",
     "drop_replies": "injection",
     "faults": "strategies",
+    "freeze_node": "nodes",
     "functions": "strategies",
+    "heal": "nodes",
+    "kill_node": "nodes",
     "kill_worker": "injection",
     "sequential": "oracle",
+    "thaw_node": "nodes",
 }
 
 

@@ -240,7 +240,7 @@ def test_an_error_under_a_plan_tells_of_it(handoff_runtime: handoff.Runtime) -> 
     plan = FaultPlan([At("before", "f", Fault("crash", "result_store"))])
     with pytest.raises(handoff.FunctionFailedError) as caught:
         plan.execute(dag)
-    assert caught.value.__notes__ == [f"under {plan!r}"]
+    assert f"under {plan!r}" in caught.value.__notes__
     assert plan.happened == plan.points
 
 
@@ -268,7 +268,7 @@ def test_before_while_and_after(handoff_runtime: handoff.Runtime) -> None:
 
 @pytest.mark.parametrize("when", ["before", "while", "after"])
 def test_a_planned_kill_hits_the_worker_of_that_function(
-    handoff_runtime: handoff.Runtime, when: str
+    handoff_runtime: handoff.Runtime, eventually: Any, when: str
 ) -> None:
     lost: list[int] = []
     handoff.subscribe(lambda e: lost.append(e.pid), [handoff.events.WorkerLost])  # type: ignore[attr-defined]
@@ -277,8 +277,7 @@ def test_a_planned_kill_hits_the_worker_of_that_function(
     assert dict(plan.execute(dag).results) == testing.sequential(dag)
     assert plan.happened == plan.points
     assert not plan.refused
-    handoff_runtime.events.flush()
-    assert len(lost) == 1
+    eventually(lambda: len(lost) == 1)
 
 
 def test_a_plan_with_coroutines(handoff_runtime: handoff.Runtime) -> None:

@@ -57,6 +57,17 @@ def begin_lazily(name: str) -> None:
     sys.modules[name] = package
 
 
+def offer_to_the_kernel() -> None:
+    """When memory runs out this process is to be killed before its parent: it can be replaced."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            score = int(file.read())
+            file.seek(0)
+            file.write(str(min(1000, score + 500)))
+    except (OSError, ValueError):
+        return  # the system has no such thing, or does not let us
+
+
 if __name__ == "__main__":
     from _thread import RLock
 
@@ -64,6 +75,7 @@ if __name__ == "__main__":
     work, control, page, parent, node, argc, *rest = sys.argv[1:]
     sys.argv[:], sys.path[:] = rest[: int(argc)], rest[int(argc) :]
     sys.modules["__main__"] = Module("__main__")  # of its own: nothing of this script is the user's
+    offer_to_the_kernel()
     begin_lazily("handoff_actors")
 
     from handoff_actors.execution.workers.child import main
