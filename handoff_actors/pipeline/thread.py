@@ -267,6 +267,9 @@ def sort_out(
     failed: Failures,
 ) -> None:
     """The results of a batch, to the items they are of."""
+    if Failed not in set(map(type, results)):
+        done.extend(zip([seq for seq, _ in taken], results, strict=True))
+        return
     for (seq, _), result in zip(taken, results, strict=True):
         if result.__class__ is Failed:
             failed.append(crew.failure_of(seq, result.error))
