@@ -37,7 +37,9 @@ def write(path: str | os.PathLike[str], runtime: Runtime | None) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        TypeError: it is no path.
     """
+    path = os.fspath(path)  # an int would be an open file of somebody else's
     found = {
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": _try(_versions),

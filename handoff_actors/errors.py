@@ -296,6 +296,22 @@ def describe(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def unfit_id(value: object) -> str | None:
+    """Why ``value`` cannot be an id, for which it needs a hash, and a repr for messages; or None.
+
+    An id is checked where it is given: in an actor, one that raises would cost the actor its life.
+    """
+    try:
+        hash(value)
+    except Exception:
+        return f"must be hashable, not {describe(value)}"
+    try:
+        repr(value)
+    except Exception:
+        return f"must have a repr that does not raise, not {describe(value)}"
+    return None
+
+
 def amounts_text(amounts: Mapping[str, float]) -> str:
     """``cpu=1, memory=200``: amounts of resources for people to read."""
     return ", ".join(f"{name}={amount:g}" for name, amount in amounts.items()) or "nothing"

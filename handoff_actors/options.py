@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 from handoff_actors.errors import ConfigurationError, describe
+from handoff_actors.graph.checks import is_seconds
 
 
 class StartOptions(TypedDict, total=False):
@@ -59,6 +59,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
             self._refuse("name", "must be a non-empty str")
+        if self.listen is not None and (not isinstance(self.listen, str) or not self.listen):
+            self._refuse("listen", 'must be "host:port", or None')
+        if not isinstance(self.insecure, bool):
+            self._refuse("insecure", "must be True or False")
         if self.isolation not in ("thread", "process"):
             self._refuse("isolation", "must be 'thread' or 'process'")
         if self.max_workers is not None:
@@ -67,7 +71,7 @@ class Options:
             self._count(name, 0)
         for name in ("max_seconds", "heartbeat_timeout", "node_return_timeout"):
             self._seconds(name)
-        self._seconds("shutdown_timeout", least=0.0)
+        self._seconds("shutdown_timeout", zero=True)
         if self.on_failure is not None and not callable(self.on_failure):
             self._refuse("on_failure", "must be callable with the error")
         if self.authkey is not None and not isinstance(self.authkey, (str, bytes)):
@@ -88,15 +92,9 @@ class Options:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             self._refuse(name, f"must be an int >= {least}")
 
-    def _seconds(self, name: str, least: float | None = None) -> None:
+    def _seconds(self, name: str, *, zero: bool = False) -> None:
         value = getattr(self, name)
-        if (
-            not isinstance(value, (int, float))
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-            or value < (0.0 if least is None else least)
-            or (least is None and value == 0)
-        ):
+        if not is_seconds(value, zero=zero):
             self._refuse(name, "must be a number of seconds")
 
     def differences(self, other: Options) -> list[str]:

@@ -15,10 +15,12 @@ from handoff_actors.errors import (
     ResultTimeoutError,
     ValueNotFoundError,
     describe,
+    unfit_id,
 )
 from handoff_actors.execution.context import place
 from handoff_actors.execution.executor import Discard
 from handoff_actors.execution.run_data import Distant
+from handoff_actors.graph.checks import LONGEST, real_number
 from handoff_actors.life import Life
 from handoff_actors.results.distributed import (
     ClearEverywhere,
@@ -39,10 +41,25 @@ _AT_ONCE = 0.1
 def _hashable(*ids: Any) -> None:
     """Refuse ids before they reach an actor, which could not keep them."""
     for id_ in ids:
-        try:
-            hash(id_)
-        except Exception as error:
-            raise ConfigurationError(f"an id must be hashable, not {describe(id_)}") from error
+        if (reason := unfit_id(id_)) is not None:
+            raise ConfigurationError(f"an id {reason}")
+
+
+def _named(node: Any) -> None:
+    if not isinstance(node, str) or not node:
+        raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+
+
+def _patience(timeout: float | None) -> float | None:
+    """A timeout that locks and clocks can hold; refuses what is no number."""
+    if timeout is None:
+        return None
+    number = real_number(timeout)
+    if number is None or number != number:
+        raise ConfigurationError(
+            f"timeout must be a number of seconds or None, not {describe(timeout)}"
+        )
+    return min(number, LONGEST)
 
 
 def _read(value: Any) -> Any:
@@ -58,6 +75,8 @@ class Values(Life):
     ) -> None:
         """Keep a value here and register where it is: ``origin_node``, or here."""
         _hashable(dag_id, function_id)
+        if origin_node is not None:
+            _named(origin_node)
         self._ref("distributed_result_store").call(
             StoreResult(dag_id, function_id, result, origin_node)
         )
@@ -75,6 +94,7 @@ class Values(Life):
         """
         store = self._ref("result_store")
         _hashable(dag_id, id)
+        timeout = _patience(timeout)
         if timeout is not None and timeout < _AT_ONCE:
             # The way to the store and back takes longer than so short a wait.
             found = store.call(GetMany(dag_id, (id,)))
@@ -149,6 +169,8 @@ class Values(Life):
             NodeDownError: ``from_node`` is not connected.
         """
         _hashable(dag_id, id)
+        if from_node is not None:
+            _named(from_node)
         far = self._far
         if far is None:
             return _read(self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node)))
@@ -204,8 +226,7 @@ class Values(Life):
 
     def register_data_location(self, dag_id: Hashable, data_id: Hashable, node: str) -> None:
         """Say on which node a value is; any name may be registered."""
-        if not isinstance(node, str) or not node:
-            raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+        _named(node)
         _hashable(dag_id, data_id)
         self._ref("data_location_registry").call(RegisterLocation(dag_id, data_id, node))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,12 +11,14 @@ from handoff_actors.errors import (
     InvalidDAGError,
     MissingInputError,
     describe,
+    unfit_id,
 )
 from handoff_actors.execution.placement import check_feasible, check_portable
 from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import RunData, RunOptions
 from handoff_actors.execution.run_state import keep_mask
 from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.graph.checks import is_seconds
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.plan import Plan
 from handoff_actors.resources.allocator import Allocator, by_name
@@ -64,10 +65,8 @@ def prepare(
         raise InvalidDAGError(f"what is run must be a DAG, not {describe(dag)}")
     plan = dag.plan()
     dag_id = dag.id if dag_id is None else dag_id
-    try:
-        hash(dag_id)
-    except TypeError:
-        raise ConfigurationError(f"dag_id must be hashable, not {describe(dag_id)}") from None
+    if (reason := unfit_id(dag_id)) is not None:
+        raise ConfigurationError(f"dag_id {reason}")
     values = _inputs(plan, inputs or {}, dag_id) if inputs or plan.n_inputs else {}
     hub = None if local else home.hub()
     options = RunOptions(
@@ -157,12 +156,7 @@ def _count(name: str, value: Any, least: int) -> int:
 def _seconds(timeout: Any) -> float | None:
     if timeout is None:
         return None
-    if (
-        not isinstance(timeout, (int, float))
-        or isinstance(timeout, bool)
-        or not math.isfinite(timeout)
-        or timeout <= 0
-    ):
+    if not is_seconds(timeout):
         raise ConfigurationError(
             f"timeout must be a positive number of seconds, not {describe(timeout)}"
         )

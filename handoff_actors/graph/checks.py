@@ -16,6 +16,9 @@ from handoff_actors.graph.callables import Code, misfit
 CodeWithExtras = Code | tuple[Code, Sequence[Any]]
 Pair = tuple[Code, tuple[Any, ...]]
 
+LONGEST = 1e9
+"""Seconds, 31 years: the longest time that can be asked for. Clocks and locks can hold it."""
+
 
 def with_extras(value: CodeWithExtras | None) -> Pair | None:
     """``fn`` or ``(fn, [extra...])`` as ``(fn, (extra...))``; None stays None."""
@@ -101,6 +104,12 @@ def real_number(value: object) -> float | None:
         return None
 
 
+def is_seconds(value: object, *, zero: bool = False) -> bool:
+    """Whether ``value`` is a time that can be waited for: above 0 (or 0), at most ``LONGEST``."""
+    number = real_number(value)
+    return number is not None and (0 < number <= LONGEST or (zero and number == 0))
+
+
 def check_choice(owner: Hashable, name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse what is none of the ``allowed``."""
     if not isinstance(value, str) or value not in allowed:
@@ -115,19 +124,21 @@ def check_int(owner: Hashable, name: str, value: object, least: int) -> None:
 
 def check_above_zero(owner: Hashable, name: str, value: object) -> None:
     """Refuse what is no finite number of seconds above 0."""
-    number = real_number(value)
-    if number is None or not 0 < number < inf:
+    if not is_seconds(value):
         refuse(
             owner,
             name,
-            f"{name}={describe(value)} must be a finite number of seconds above 0, or None",
+            f"{name}={describe(value)} must be a finite number of seconds above 0 (at most "
+            f"{LONGEST:g}), or None",
         )
 
 
 def check_seconds(owner: Hashable, name: str, value: object) -> None:
     """Refuse what is no finite number of seconds, 0 or more."""
-    number = real_number(value)
-    if number is None or not 0 <= number < inf:
+    if not is_seconds(value, zero=True):
         refuse(
-            owner, name, f"{name}={describe(value)} must be a finite number of seconds, 0 or more"
+            owner,
+            name,
+            f"{name}={describe(value)} must be a finite number of seconds, 0 or more (at most "
+            f"{LONGEST:g})",
         )

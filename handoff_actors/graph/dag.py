@@ -17,6 +17,7 @@ from handoff_actors.errors import (
     InvalidDAGError,
     InvalidFunctionError,
     describe,
+    unfit_id,
 )
 from handoff_actors.graph.callables import Code
 from handoff_actors.graph.function import (
@@ -35,16 +36,14 @@ class DAG:
         id: any hashable; it names the run. None gives a unique one.
 
     Raises:
-        InvalidDAGError: the id is not hashable.
+        InvalidDAGError: the id is not hashable, or has no repr.
     """
 
     __slots__ = ("__weakref__", "_functions", "_id", "_plan", "_view")
 
     def __init__(self, id: Hashable = None) -> None:  # noqa: A002
-        try:
-            hash(id)
-        except Exception:  # a user's __hash__ may raise anything
-            raise InvalidDAGError(f"a DAG's id must be hashable, got {describe(id)}") from None
+        if (reason := unfit_id(id)) is not None:
+            raise InvalidDAGError(f"a DAG's id {reason}")
         self._id: Hashable = f"dag-{os.urandom(6).hex()}" if id is None else id
         self._functions: dict[Hashable, Function] = {}
         self._view: Mapping[Hashable, Function] = MappingProxyType(self._functions)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, Literal, NoReturn, TypedDict, cast
 
-from handoff_actors.errors import InvalidFunctionError, describe
+from handoff_actors.errors import InvalidFunctionError, describe, unfit_id
 from handoff_actors.graph.callables import (
     Code,
     is_code_path,
@@ -124,12 +124,8 @@ class Collocated:
 
 
 def _check_id(value: object, name: str, what: str) -> None:
-    try:
-        hash(value)
-    except Exception:  # a user's __hash__ may raise anything
-        raise InvalidFunctionError(
-            f"{what} must be hashable, got {describe(value)}", function_id=None, field=name
-        ) from None
+    if (reason := unfit_id(value)) is not None:
+        raise InvalidFunctionError(f"{what} {reason}", function_id=None, field=name)
     if isinstance(value, (Argument, Collocated, Function)):
         raise InvalidFunctionError(
             f"{what} must be the id of a function, got {describe(value)}; give its .id",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from handoff_actors.errors import (
 )
 from handoff_actors.execution.placement import check_feasible
 from handoff_actors.execution.workers.roster import Workers
+from handoff_actors.graph.checks import is_seconds
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.plan import Plan
 from handoff_actors.pipeline.coordinator import Coordinator
@@ -205,8 +205,7 @@ def _count(name: str, value: Any, least: int) -> None:
 
 
 def _seconds(name: str, value: Any) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and (not good or not math.isfinite(value) or value <= 0):
+    if value is not None and not is_seconds(value):
         raise ConfigurationError(f"{name} must be a number of seconds > 0, not {describe(value)}")
 
 
