@@ -100,6 +100,14 @@ def given_up(pipeline: Hashable, root: BaseException) -> HandoffError:
     return error
 
 
+def closed(pipeline: Hashable) -> PipelineStoppedError:
+    """What a push into a pipeline gets whose input was ended."""
+    return PipelineStoppedError(
+        f"pipeline {describe(pipeline)} was closed and takes no more items; what is in it can "
+        "still be taken out: open another with stream()"
+    )
+
+
 def stopped(pipeline: Hashable, how: str) -> PipelineStoppedError:
     """The root of the end of a pipeline whose user ended it; ``how``: "was stopped"."""
     return PipelineStoppedError(

@@ -20,7 +20,7 @@ from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.timers import Timer
 from handoff_actors.graph.plan import Plan
 from handoff_actors.pipeline.crew import Crew
-from handoff_actors.pipeline.errors import evicted, given_up, stopped
+from handoff_actors.pipeline.errors import closed, evicted, given_up, stopped
 from handoff_actors.pipeline.flow import Flow
 from handoff_actors.pipeline.intake import Limits, StageShape
 from handoff_actors.pipeline.order import Outlet
@@ -263,7 +263,7 @@ class Line:
 
     def error(self) -> BaseException:
         """What somebody who wants something of a pipeline that has ended gets."""
-        return given_up(self.id, self.root or stopped(self.id, "was closed"))
+        return given_up(self.id, self.root or closed(self.id))
 
     def forsake(self) -> None:
         """The handle was collected: on any thread, at any time, so no lock may be taken."""

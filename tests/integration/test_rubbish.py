@@ -166,3 +166,16 @@ def test_a_dump_leaves_descriptors_alone(default: Any) -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_a_push_into_a_closed_pipeline_says_that_nothing_is_lost(default: Any) -> None:
+    default.start()
+    dag = handoff.new()
+    dag.add_function(handoff.Function("x", type="input"))
+    dag.add_function(handoff.Function("y", ["x"], lambda x: x))
+    pipeline = default.stream(dag)
+    pipeline.push(1)
+    pipeline.close()
+    with pytest.raises(handoff.PipelineStoppedError, match="can still be taken out"):
+        pipeline.push(2)
+    assert list(pipeline) == [1]
