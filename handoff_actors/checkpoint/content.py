@@ -23,7 +23,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from handoff_actors.checkpoint.modules import Origin, origin, version_of
 from handoff_actors.errors import describe
@@ -229,7 +229,7 @@ class Content:
     def _globals_of(self, function: types.FunctionType) -> Mapping[str, Any]:
         """What the code, and the code inside it, names beyond itself."""
         found: dict[str, Any] = {}
-        builtins: Any = function.__builtins__
+        builtins = cast("Any", function).__builtins__
         for code in _with_inner(function.__code__):
             before: list[Any] = [0, None]  # the level and the names of an import
             for instruction in dis.get_instructions(code):
