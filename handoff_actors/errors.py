@@ -296,6 +296,14 @@ def describe(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def text_of(error: BaseException) -> str:
+    """``str(error)``; never raises, also when the error is of a user's class whose text does."""
+    try:
+        return str(error)
+    except BaseException as raised:
+        return f"(its text cannot be had: {type(raised).__name__})"
+
+
 def unfit_id(value: object) -> str | None:
     """Why ``value`` cannot be an id, for which it needs a hash, and a repr for messages; or None.
 

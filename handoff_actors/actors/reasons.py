@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TypeAlias
 
-from handoff_actors.errors import describe
+from handoff_actors.errors import describe, text_of
 
 
 class Exit(enum.Enum):
@@ -33,5 +33,6 @@ def reason_text(reason: Reason) -> str:
     """One line for people."""
     if isinstance(reason, Exit):
         return reason.value
-    text = describe(reason) if not str(reason) else f"{type(reason).__name__}: {reason}"
+    said = text_of(reason)
+    text = f"{type(reason).__name__}: {said}" if said else describe(reason)
     return text.splitlines()[0][:300]

@@ -15,7 +15,7 @@ from typing import Any
 
 from handoff_actors.checkpoint.file import CheckpointFile, pack
 from handoff_actors.checkpoint.keys import keys
-from handoff_actors.errors import CheckpointError, SerializationError, describe
+from handoff_actors.errors import CheckpointError, SerializationError, describe, text_of
 from handoff_actors.events import EventBus, ResultNotKept, log
 from handoff_actors.graph.dag import DAG
 
@@ -168,7 +168,7 @@ class Keeper:
         except SerializationError as error:
             self._not_kept(id_, str(error))
         except Exception as error:  # MemoryError: the run has its value all the same
-            self._not_kept(id_, f"{type(error).__name__}: {error}")
+            self._not_kept(id_, f"{type(error).__name__}: {text_of(error)}")
 
     def _not_kept(self, id_: Hashable, why: str) -> None:
         log.warning("result_not_kept", dag_id=self._dag_id, function_id=id_, reason=why)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from handoff_actors.cluster.by_value import ByValuePickler, importable
-from handoff_actors.errors import SerializationError, describe
+from handoff_actors.errors import SerializationError, describe, text_of
 
 _PARTS = 2000  # so many parts are tried
 _DEPTH = 30
@@ -36,7 +36,7 @@ def serialization_error(obj: Any, what: str, cause: BaseException) -> Serializat
     if isinstance(cause, RecursionError):
         reason = "it is nested too deeply"
     else:
-        reason = f"{type(cause).__name__}: {cause}"
+        reason = f"{type(cause).__name__}: {text_of(cause)}"
     return SerializationError(
         f"{what} cannot cross to another process: {path} is {describe(culprit)}, a {name} "
         f"({reason}). Make such an object inside the function that uses it, leave it out, or run "

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from handoff_actors.cluster.strays import needles
-from handoff_actors.errors import SerializationError
+from handoff_actors.errors import SerializationError, text_of
 
 Buffer = Any  # bytes, bytearray, memoryview or pickle.PickleBuffer
 
@@ -95,8 +95,9 @@ def loads(payload: Payload, what: str = "value") -> Any:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
         raise SerializationError(
-            f"{what} cannot be read in this process: {type(error).__name__}: {error}. Modules "
-            "must be importable here too, and what pickles a class must match what makes it",
+            f"{what} cannot be read in this process: {type(error).__name__}: "
+            f"{text_of(error)}. Modules must be importable here too, and what pickles a class must "
+            "match what makes it",
             path=what.partition(" of ")[0],
         ) from error
 

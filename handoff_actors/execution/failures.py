@@ -13,6 +13,7 @@ from handoff_actors.errors import (
     FunctionTimeoutError,
     RunCancelledError,
     SerializationError,
+    text_of,
 )
 from handoff_actors.execution.run_state import Crashed, Failure, Lost, TimedOut
 
@@ -69,7 +70,7 @@ def failure_error(data: RunData, failure: Failure) -> ExecutionError:
         return last.error
     error = FunctionFailedError(
         f"{where} failed in {_times(failure.attempts)} on node {last.node}: "
-        f"{type(last.error).__name__}: {last.error}",
+        f"{type(last.error).__name__}: {text_of(last.error)}",
         dag_id=data.dag_id,
         function_id=id_,
         node=last.node,

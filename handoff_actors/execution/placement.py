@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from handoff_actors.errors import AllocationError, amounts_text, describe
+from handoff_actors.errors import AllocationError, amounts_text, describe, text_of
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.graph.plan import LaneClass, Plan
 from handoff_actors.resources.allocator import Request, check_allocation
@@ -134,7 +134,7 @@ def ask_allocator(
         raise
     except BaseException as error:
         raise AllocationError(
-            f"the allocator {describe(allocator)} raised {type(error).__name__}: {error}",
+            f"the allocator {describe(allocator)} raised {type(error).__name__}: {text_of(error)}",
             function_id=requests[0].id,
             resource=None,
             asked=None,

@@ -14,6 +14,7 @@ from handoff_actors.errors import (
     PipelineStoppedError,
     RuntimeFailedError,
     describe,
+    text_of,
 )
 
 
@@ -23,19 +24,12 @@ def item_failed(
     """The output of an item that failed in a function; ``cause`` says how."""
     error = ItemFailedError(
         f"item {seq} of pipeline {pipeline!r} failed in function {function_id!r} on node {node}: "
-        f"{type(cause).__name__}: {_text(cause)}",
+        f"{type(cause).__name__}: {text_of(cause)}",
         function_id=function_id,
         node=node,
     )
     error.__cause__ = cause
     return error
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as raised:  # it is the user's class
-        return f"(its text cannot be had: {type(raised).__name__})"
 
 
 def crashed(
@@ -92,7 +86,7 @@ def given_up(pipeline: Hashable, root: BaseException) -> HandoffError:
         again.__dict__.update(root.__dict__)
         return again
     error = PipelineStoppedError(
-        f"pipeline {pipeline!r} gave up: {type(root).__name__}: {_text(root)}"
+        f"pipeline {pipeline!r} gave up: {type(root).__name__}: {text_of(root)}"
         if not isinstance(root, PipelineError)
         else str(root)
     )

@@ -179,3 +179,26 @@ def test_a_push_into_a_closed_pipeline_says_that_nothing_is_lost(default: Any) -
     with pytest.raises(handoff.PipelineStoppedError, match="can still be taken out"):
         pipeline.push(2)
     assert list(pipeline) == [1]
+
+
+class WithoutText(Exception):
+    """An exception of a user that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_an_exception_whose_text_raises_fails_its_function_only(
+    default: Any, isolation: str
+) -> None:
+    def fails() -> None:
+        raise WithoutText
+
+    runtime = default.start(max_restarts=0, max_workers=1)
+    dag = handoff.new()
+    dag.add_function(handoff.Function("f", (), fails, max_retries=0, isolation=isolation))
+    with pytest.raises(handoff.FunctionFailedError, match="its text cannot be had") as failed:
+        default.execute(dag)
+    assert type(failed.value.__cause__).__name__ == "WithoutText"
+    assert not runtime.status().restarts
