@@ -148,6 +148,9 @@ class Crew(abc.ABC):
         if served:
             self.permits.give()
             self._tell_of_room()
+        if self.ready and not force and not self.lanes and not self.data.stopping:
+            # It came while the claim was on its way back, when it looked as if one was asked for.
+            self.grow(1)
         return True
 
     def give_way(self, lane: Lane) -> None:

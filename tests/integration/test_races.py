@@ -391,3 +391,29 @@ def test_a_subscriber_that_comes_as_the_last_one_goes() -> None:
     bus.publish(RuntimeFailed(reason="none"))
     assert heard.wait(1)
     bus.close()
+
+
+def test_work_that_comes_while_the_claim_is_on_its_way_back(
+    make_runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last lane of a class leaves, and gives its claim back after more work has come."""
+    from handoff_actors.execution.crew import Crew
+
+    runtime = make_runtime(capabilities={"cpu": 2})
+    end_claim, seen = Crew.end_claim, []
+
+    def late(self: Any, lane: Any) -> None:
+        if not seen and lane.claim is not None:
+            seen.append(lane)
+            end = time.monotonic() + 2
+            while not self.ready and time.monotonic() < end:
+                time.sleep(0.001)
+        end_claim(self, lane)
+
+    monkeypatch.setattr(Crew, "end_claim", late)
+    dag = handoff.new()
+    dag.add_function(handoff.Function("a", (), lambda: 1, cost={"cpu": 1}))
+    dag.add_function(handoff.Function("b", ["a"], lambda a: time.sleep(0.05) or a))
+    dag.add_function(handoff.Function("c", ["b", "a"], lambda b, a: b + a, cost={"cpu": 1}))
+    assert runtime.submit(dag).result(10).results["c"] == 2
+    assert seen
