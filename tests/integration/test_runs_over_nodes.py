@@ -9,6 +9,7 @@ import pytest
 import handoff_actors as handoff
 from handoff_actors import DAG, AllocationError, Argument, Collocated, Function
 from tests.cluster_in_process import Net
+from tests.gates import Gate, until
 
 
 @pytest.fixture
@@ -171,3 +172,76 @@ def test_exceptions_come_home_with_the_node(nodes):
         a.execute(dag)
     assert isinstance(caught.value.__cause__, KeyError)
     assert (caught.value.node, caught.value.attempts) == ("b", 2)
+
+
+class Alternate:
+    """An allocator of one's own: fills nodes in turn, and never this one."""
+
+    def __init__(self):
+        self.asked = []
+
+    def allocate(self, requests, nodes):
+        self.asked.append(([r.id for r in requests], {n: dict(c.total) for n, c in nodes.items()}))
+        others = list(nodes)[1:]
+        placed, used = {}, dict.fromkeys(others, 0)
+        for request in requests:
+            for name in others:
+                if used[name] + 1 <= nodes[name].free["cpu"]:
+                    used[name] += 1
+                    placed[request.id] = name
+                    break
+        return placed
+
+
+def test_an_allocator_of_one_s_own_decides(nodes):
+    a, *_ = nodes("a", "b", "c")
+    own = Alternate()
+    dag = DAG("own")
+    for i in range(20):
+        dag.add_function(Function(i, code=where, cost={"cpu": 1}))
+    result = a.execute(dag, allocation_strategy=own)
+    assert set(result.results.values()) == {"b", "c"}
+    assert own.asked[0][1] == {"a": {"cpu": 2}, "b": {"cpu": 2}, "c": {"cpu": 2}}
+
+    class Wrong:
+        def allocate(self, requests, nodes):
+            return {r.id: "nowhere" for r in requests}
+
+    with pytest.raises(AllocationError, match="nowhere"):
+        a.execute(dag, allocation_strategy=Wrong())
+
+
+def test_a_cancelled_run_is_cancelled_on_every_node(nodes, claims_at_zero):
+    a, b = nodes("a", "b")
+    gate, seen = Gate(), []
+
+    def waits():
+        seen.append(1)
+        gate.entered.release()
+        until(handoff.current().cancelled)
+
+    dag = DAG("cancel")
+    for i in range(4):
+        dag.add_function(Function(i, code=_Held(waits), node="b", cost={"cpu": 1}))
+    run = a.submit(dag)
+    gate.wait()
+    gate.wait()
+    assert run.cancel()
+    with pytest.raises(handoff.RunCancelledError):
+        run.result(10.0)
+    claims_at_zero(b)
+    assert len(seen) == 2
+
+
+_held = {}
+
+
+class _Held:
+    """Code that is the same object on all nodes of this process."""
+
+    def __init__(self, code):
+        _held[id(code)] = code
+        self.key = id(code)
+
+    def __call__(self):
+        return _held[self.key]()
