@@ -67,10 +67,17 @@ class LossyState(RunState):
         absent: Iterable[int] = (),
     ) -> None:
         super().__init__(plan, max_retries, kept, links, done, histories)
+        for i in range(plan.n):
+            if self.left[i] < 0:
+                # Done before what it takes: that is daily business here, and counted as it is.
+                self.left[i] = self._waits(i)
         self.out = set(out)
         self.absent = set(absent)
         self.cut: list[int] = []
         self.crash = CrashedAttempt("", 0, None, "the node with its result was lost")
+
+    def _waits(self, i: int) -> int:
+        return sum(d < self.plan.n and not self.done[d] for d in self.plan.deps[i])
 
     def handle(self, event: Event) -> Step:
         """What ``event`` asks for."""
@@ -218,11 +225,7 @@ class LossyState(RunState):
                 for d in plan.deps[i]:
                     self.needed[d] += 1
             for d in plan.dependents[i]:
-                if self.left[d] >= 0:
-                    self.left[d] += 1
-        for i in again:
-            # Not by counting: it may have been done before what it takes, by a checkpoint.
-            self.left[i] = sum(d < plan.n and not done[d] for d in plan.deps[i])
+                self.left[d] += 1
         self.remaining += len(again)
         step.again = (*step.again, *again)
         for i in again:

@@ -89,7 +89,8 @@ class RunnerAbroad:
         running = runner.data.state == "running"
         if isinstance(message, (PeerUp, PeerBack)):
             self._awaited.pop(message.peer.name, None)
-            away.node_up(message.peer)
+            if message.peer.state == "up":
+                away.node_up(message.peer)  # else it is silent by now: that comes as a message
         elif isinstance(message, PeerSuspect):
             away.node_suspect(message.peer)
         elif isinstance(message, PeerDown):
