@@ -635,6 +635,27 @@ def test_workers_are_used_again(pool: ProcessPool, seen: Seen) -> None:
     assert len(pool.describe()["pids"]) == 2
 
 
+def test_a_death_is_told_also_when_the_worker_is_given_back_first(
+    pool: ProcessPool, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = pool.acquire()
+    seen.wait(lambda: len(seen.started) == 2)
+    given_back = threading.Event()
+    on_control = worker.on_control
+
+    def late() -> bool:
+        assert given_back.wait(SOON)
+        return on_control()
+
+    monkeypatch.setattr(worker, "on_control", late)
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost):
+        worker.receive(SOON)
+    pool.release(worker)
+    given_back.set()
+    seen.wait(lambda: [crash.pid for crash in seen.lost] == [worker.pid])
+
+
 def test_worker_that_holds_something_is_not_used_again(pool: ProcessPool) -> None:
     worker = pool.acquire()
     worker.teach(1, call(time.sleep, 1))

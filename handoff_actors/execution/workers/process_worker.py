@@ -393,14 +393,18 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """Kill the process; ``receive`` then raises ``WorkerLost``."""
-        self.ending = True
+        self._is_ended_by_us()
         self._process.kill()
 
     def end(self) -> None:
         """Ask the process to end once it has done what it was sent."""
-        self.ending = True
+        self._is_ended_by_us()
         with contextlib.suppress(OSError):
             self._work.shutdown(socket.SHUT_WR)
+
+    def _is_ended_by_us(self) -> None:
+        if self._crash is None:  # else it was dead before, which stays news to whoever hears it
+            self.ending = True
 
     def close(self, timeout: float) -> None:
         """End the process: politely, and after ``timeout`` seconds by force; free what it held."""
