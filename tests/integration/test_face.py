@@ -657,7 +657,8 @@ def test_the_result(runtime: handoff.Runtime, tmp_path: Any) -> None:
     assert result.timings["b"].start >= result.timings["a"].start + result.timings["a"].duration
     result.to_chrome_trace(tmp_path / "trace.json")
     trace = json.loads((tmp_path / "trace.json").read_text())
-    assert {e["name"] for e in trace["traceEvents"] if e["ph"] == "X"} == {"a", "b", "c"}
+    ran = {e["name"] for e in trace["traceEvents"] if e.get("cat") == "function"}
+    assert ran == {"a", "b", "c"}  # beside waits, which a busy machine makes
     assert result.results["c"] == 3
     assert "zzz" not in result.results
     with pytest.raises(KeyError):
