@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from handoff_actors.actors.latches import passed
 from handoff_actors.actors.mailbox import Mailbox, MailboxClosedError
 from handoff_actors.actors.reasons import Exit, Reason, reason_text
 from handoff_actors.errors import ActorCrashedError, ActorTimeoutError, HandoffError, describe
@@ -62,7 +63,7 @@ class Reply:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait up to ``timeout`` seconds; whether the answer is there."""
-        if not self._latch.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if not passed(self._latch, timeout):
             return False
         self._latch.release()
         return True

@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from handoff_actors.actors.latches import passed
 from handoff_actors.errors import (
     ConfigurationError,
     NotStartedError,
@@ -156,7 +157,7 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         # Whoever settles says so first and looks for sleepers then; here it is the other way round.
         if self._state is _FINISHED:
             return
-        if not latch.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if not passed(latch, timeout):
             self._sleepers.remove(latch)
             if self._state is _FINISHED:
                 return

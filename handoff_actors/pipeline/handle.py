@@ -17,6 +17,7 @@ from time import perf_counter as clock
 from types import TracebackType
 from typing import Any, Self
 
+from handoff_actors.actors.latches import passed
 from handoff_actors.errors import (
     MissingInputError,
     PipelineFullError,
@@ -199,7 +200,7 @@ class Pipeline:
             if first is not None:
                 return first
             try:
-                woken = latch.acquire(timeout=-1 if end is None else max(0.0, end - monotonic()))
+                woken = passed(latch, None if end is None else end - monotonic())
             except BaseException:
                 if not self._forget_pusher(latch.release):
                     self._line.made_room()
@@ -279,7 +280,7 @@ class Pipeline:
                     latch.acquire()
                 outlet.waiting.append(latch.release)
             try:
-                latch.acquire()
+                passed(latch)
             except BaseException:
                 with line.lock, contextlib.suppress(ValueError):
                     outlet.waiting.remove(latch.release)
