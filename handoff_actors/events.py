@@ -247,6 +247,15 @@ class NodeDown(Event):
     reason: str
 
 
+class Internal:
+    """The base of what the library tells itself, in order with the events.
+
+    Only who asks for its class gets it; it is not remembered.
+    """
+
+    __slots__ = ()
+
+
 class Subscription:
     """One subscriber; ``cancel()`` ends it. A context manager too."""
 
@@ -255,8 +264,8 @@ class Subscription:
     def __init__(
         self,
         bus: EventBus,
-        callback: Callable[[Event], object],
-        kinds: tuple[type[Event], ...],
+        callback: Callable[[Any], object],
+        kinds: tuple[type[Event | Internal], ...],
     ) -> None:
         self._bus = bus
         self.callback = callback
@@ -288,14 +297,16 @@ class EventBus:
         self.recent: deque[Event] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
-        self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
+        self._queue: SimpleQueue[Event | Internal | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def subscribe(
-        self, callback: Callable[[Event], object], kinds: Iterable[type[Event]] | None = None
+        self,
+        callback: Callable[[Any], object],
+        kinds: Iterable[type[Event | Internal]] | None = None,
     ) -> Subscription:
         """Call ``callback(event)`` for each event of ``kinds`` (all, when None)."""
-        wanted = (Event,) if kinds is None else tuple(kinds)
+        wanted: tuple[type[Event | Internal], ...] = (Event,) if kinds is None else tuple(kinds)
         subscription = Subscription(self, callback, wanted)
         with self._lock:
             self._subscriptions += (subscription,)
@@ -316,9 +327,9 @@ class EventBus:
             thread = self._end() if not self._subscriptions else None
         self._join(thread, 1.0)
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: Event | Internal) -> None:
         """Queue ``event`` for the subscribers; never blocks, never raises."""
-        if event.__class__ is not FunctionsFinished:
+        if event.__class__ is not FunctionsFinished and isinstance(event, Event):
             self.recent.append(event)
         if self.active:
             self._queue.put(event)
@@ -349,7 +360,7 @@ class EventBus:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
-    def _deliver(self, queue: SimpleQueue[Event | threading.Event | None]) -> None:
+    def _deliver(self, queue: SimpleQueue[Event | Internal | threading.Event | None]) -> None:
         while (event := queue.get()) is not None:
             if isinstance(event, threading.Event):
                 event.set()

@@ -41,6 +41,7 @@ from handoff_actors.events import (
     AttemptFailed,
     Event,
     FunctionsFinished,
+    Internal,
     WorkerLost,
 )
 from handoff_actors.execution.run_data import RunData
@@ -58,7 +59,7 @@ _A_SECOND = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ended(Event):
+class _Ended(Internal):
     """A run has its answer."""
 
     data: RunData
@@ -91,7 +92,7 @@ class Telemetry:
         meter.create_observable_gauge("handoff.functions.running", [self._see_functions])
         meter.create_observable_gauge("handoff.claims", [self._see_claims])
         kinds = (_Ended, FunctionsFinished, AttemptFailed, WorkerLost, ActorCrashed)
-        self._subscription = runtime.subscribe(self._tell, kinds)
+        self._subscription = runtime.events.subscribe(self._tell, kinds)
 
     def close(self) -> None:
         """Tell no more."""
@@ -125,7 +126,7 @@ class Telemetry:
 
     # On the thread of the events.
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Event | Internal) -> None:
         here = {"node": self._node}
         if isinstance(event, FunctionsFinished):
             self._functions.add(len(event.function_ids), here)

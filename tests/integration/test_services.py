@@ -312,3 +312,16 @@ def test_a_runtime_can_be_instrumented_later(make_runtime):
     dag.add_function(handoff.Function("a", (), lambda: 1))
     assert runtime.execute(dag).results["a"] == 1
     runtime.telemetry.close()
+
+
+def test_what_telemetry_tells_itself_is_nobody_elses(runtime):
+    pytest.importorskip("opentelemetry")
+    from handoff_actors.telemetry import instrument
+
+    instrument(runtime)
+    seen = []
+    with runtime.subscribe(lambda event: seen.append(type(event).__name__)):
+        runtime.execute(handoff.new().add_function(handoff.Function("f", (), lambda: 1)))
+        runtime.events.flush(5)
+    assert seen == ["RunStarted", "FunctionsFinished", "RunFinished"]
+    assert "_Ended" not in [type(event).__name__ for event in runtime.events.recent]
