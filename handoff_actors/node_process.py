@@ -24,7 +24,7 @@ def begin() -> None:
     from handoff_actors.cluster.spawner import die_with_parent
 
     die_with_parent(config.pop("parent"))
-    from handoff_actors.node import local_node
+    from handoff_actors.node_service import local_node
 
     local_node(key, **config)
 

@@ -135,7 +135,7 @@ def node(
     log_level: str,
 ) -> None:
     """Be a node, until SIGTERM or Ctrl-C: then finish what runs, and go."""
-    from handoff_actors.node import serve
+    from handoff_actors.node_service import serve
     from handoff_actors.runtime import Runtime
 
     _log_to_stderr(log_level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import re
 import statistics
 import subprocess
@@ -36,6 +37,21 @@ def test_all_is_sorted_and_whole():
     assert names == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     lazy = {"aio", "events", "testing", "__version__"}
     assert set(names) - lazy == public(handoff_actors)
+
+
+def test_no_module_takes_the_place_of_a_function_when_it_is_imported():
+    modules = {module.name for module in pkgutil.iter_modules(handoff_actors.__path__)}
+    shown = {
+        name for name in handoff_actors.__all__ if inspect.ismodule(getattr(handoff_actors, name))
+    }
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import handoff_actors, sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    late = {name for name in modules if f"handoff_actors.{name}" not in loaded}
+    assert not late & (set(handoff_actors.__all__) - shown)
 
 
 @pytest.mark.parametrize("name", handoff_actors.__all__)

@@ -209,7 +209,7 @@ def test_a_function_can_dump_its_node(runtime, tmp_path):
 
 
 TELEMETRY = """
-import json, os, sys
+import json, os, sys, threading
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -242,12 +242,15 @@ dag.add_function(handoff.Function("c", (), die, isolation="process"))
 bad = handoff.new("bad")
 bad.add_function(handoff.Function("x", (), lambda: 1 / 0, max_retries=0))
 with handoff.start(name="n", capabilities={"cpu": 2}) as runtime:
+    lost = threading.Event()
+    runtime.subscribe(lambda event: lost.set(), [handoff.events.WorkerLost])
     with tracer.start_as_current_span("request"):
         handoff.execute(dag)
     try:
         handoff.execute(bad)
     except handoff.FunctionFailedError:
         pass
+    assert lost.wait(20)
     runtime.events.flush()
     found = {}
     for resource in reader.get_metrics_data().resource_metrics:
