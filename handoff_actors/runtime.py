@@ -18,6 +18,7 @@ from handoff_actors.errors import (
 from handoff_actors.execution.admission import prepare
 from handoff_actors.execution.executor import Admit
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
+from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.synchronous import run_here
 from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
@@ -139,25 +140,25 @@ class Runtime(Status):
             CheckpointError: the checkpoint is in use, damaged, or no checkpoint.
             ConfigurationError: an argument has a value that cannot be used.
         """
-        return self._submit(dag, **_complete(options), local=False, wait=True)
+        return self._submit(dag, options, local=False, wait=True)
 
     def submit_soon(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
         """As ``submit``, without waiting for the run's admission: its errors come by the run."""
-        return self._submit(dag, **_complete(options), local=False, wait=False)
+        return self._submit(dag, options, local=False, wait=False)
 
-    def _submit(
-        self,
-        dag: DAG,
-        *,
-        synchronous: bool,
-        progress: Any,
-        wait: bool,
-        checkpoint: Any,
-        **options: Any,
-    ) -> Run:
-        executor = self._ref("distributed_executor")
-        run, data = prepare(self, dag, next(self._keys), **options)
-        if not (synchronous or options["local"]) and (hub := self.hub()) is not None:
+    def _submit(self, dag: DAG, options: SubmitOptions, *, local: bool, wait: bool) -> Run:
+        run, data, synchronous = self._make(dag, options, local)
+        self._admit(run, data, synchronous, wait)
+        return run
+
+    def _make(self, dag: DAG, options: SubmitOptions, local: bool) -> tuple[Run, RunData, bool]:
+        """A run that nobody knows of yet, and whether it is to be run by its caller."""
+        given = _complete(options)
+        synchronous, progress = given.pop("synchronous"), given.pop("progress")
+        checkpoint = given.pop("checkpoint")
+        self._ref("distributed_executor")
+        run, data = prepare(self, dag, next(self._keys), **given, local=local)
+        if not (synchronous or local) and (hub := self.hub()) is not None:
             hub.send_abroad(data)
         if checkpoint is not None:
             from handoff_actors.execution.restoring import restore
@@ -169,6 +170,10 @@ class Runtime(Status):
             from handoff_actors.progress import show
 
             show(self, data, run, progress)
+        return run, data, synchronous
+
+    def _admit(self, run: Run, data: RunData, synchronous: bool, wait: bool) -> None:
+        executor = self._ref("distributed_executor")
         if wait or synchronous:
             try:
                 executor.call(Admit(data, run, here=synchronous))
@@ -190,7 +195,6 @@ class Runtime(Status):
                 if keeper is not None:
                     keeper.join()
                 data.ref.close(Exit.NORMAL)
-        return run
 
     def execute(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
         """Run a DAG and wait for its outcome; see ``submit`` for the arguments.
@@ -212,7 +216,7 @@ class Runtime(Status):
 
     def submit_local(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
         """As ``submit``, with everything on this node, costs and pins ignored."""
-        return self._submit(dag, **_complete(options), local=True, wait=True)
+        return self._submit(dag, options, local=True, wait=True)
 
     def stream(
         self,
@@ -302,10 +306,11 @@ class Runtime(Status):
         local: bool,
         submitted: Submitted | None = None,
     ) -> ExecutionResult:
-        run = self._submit(dag, **_complete(options), local=local, wait=False)
-        if submitted is not None:
-            submitted(run)
+        run, data, synchronous = self._make(dag, options, local)
         try:
+            self._admit(run, data, synchronous, wait=False)
+            if submitted is not None:
+                submitted(run)
             return run.result()
         except KeyboardInterrupt:
             run.cancel()
