@@ -115,6 +115,7 @@ from handoff_actors.status import NodeInfo, RuntimeStatus
 if TYPE_CHECKING:
     from handoff_actors import aio, events, testing
     from handoff_actors import logs as logs
+    from handoff_actors.pipeline.handle import Pipeline
 
 __all__ = [
     "DAG",
@@ -159,6 +160,7 @@ __all__ = [
     "NodeInfo",
     "NodeUnreachableError",
     "NotStartedError",
+    "Pipeline",
     "PipelineError",
     "PipelineFullError",
     "PipelineStoppedError",
@@ -215,11 +217,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # asyncio and the fault kit cost import time that most programs need not pay.
+    # asyncio, streams and the fault kit cost import time that most programs need not pay.
     if name in ("aio", "events", "logs", "testing"):
         import importlib
 
         return importlib.import_module(f"handoff_actors.{name}")
+    if name == "Pipeline":
+        from handoff_actors.pipeline.handle import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
