@@ -107,9 +107,12 @@ def drained(runtime: Runtime, seconds: float) -> bool:
     """Take no new work and wait until nothing runs here; whether that came in time."""
     runtime.cluster().publish(draining=True)
     end = time.monotonic() + seconds
+    idle = 0
     while time.monotonic() < end:
         with contextlib.suppress(Exception):
-            if not runtime.busy():
+            # What was under way when the others heard of it has come by the second look.
+            idle = 0 if runtime.busy() else idle + 1
+            if idle == 2:
                 return True
         time.sleep(_DRAIN_POLL)
     return False

@@ -184,6 +184,11 @@ class Peer(abc.ABC):
             future.cancel()
             raise unreachable(self.name, timeout) from None
 
+    @property
+    def takes_work(self) -> bool:
+        """Whether it may be given new work: it is up, and not about to go."""
+        return self.state == "up" and not self.facts.get("draining")
+
     def down_error(self) -> NodeDownError:
         """What is raised when something is asked of a peer that is gone."""
         return NodeDownError(f"node {self.name!r} is gone", node=self.name)

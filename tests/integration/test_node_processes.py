@@ -351,3 +351,36 @@ def test_mistakes_on_the_command_line(args: Any, code: int, match: str) -> None:
 
     done = CliRunner().invoke(command, ["node", *args])
     assert (done.exit_code, match in done.output) == (code, True), done.output
+
+
+def test_a_node_that_drains_finishes_what_it_has_and_gets_no_more(
+    start_node: Any, make_runtime: Make, tmp_path: Path, spawn: Callable[..., Any]
+) -> None:
+    home = make_runtime(name="home", authkey=KEY, listen="127.0.0.1:0", capabilities={"cpu": 1})
+    went = start_node(
+        "--name", "went", "--connect", home.address, "--cpu", "1", HANDOFF_AUTHKEY=KEY
+    )
+    went.wait_for("joined home")
+    log = tmp_path / "calls"
+
+    def work(number: int) -> int:
+        time.sleep(0.05)
+        with log.open("a") as file:
+            file.write(f"{number} {handoff.current().node} {handoff.node()}\n")
+        return number
+
+    dag = handoff.new("draining")
+    for number in range(120):
+        dag.add_function(handoff.Function(number, (), work, extra_args=[number], cost={"cpu": 1}))
+    run = home.submit(dag, allocation_strategy="load_balanced")
+    end = time.monotonic() + 20
+    while "went" not in (log.read_text() if log.exists() else "") and time.monotonic() < end:
+        time.sleep(0.005)
+    went.process.terminate()
+    assert went.process.wait(20) == 0
+    assert "went" in log.read_text()
+    assert not run.done(), "it went on getting work"
+    went.wait_for("INFO drained")
+    run.cancel()
+    numbers = [line.split()[0] for line in log.read_text().splitlines()]
+    assert len(numbers) == len(set(numbers)), "what it had was not finished"

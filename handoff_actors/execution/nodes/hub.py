@@ -145,7 +145,7 @@ class Hub:
 
     def up(self) -> list[Peer]:
         """The peers that may be given work."""
-        return [peer for peer in self.cluster.peers().values() if peer.state == "up"]
+        return [peer for peer in self.cluster.peers().values() if peer.takes_work]
 
     def peer(self, name: str) -> Peer | None:
         """The peer of that name, if it is there."""
@@ -317,7 +317,7 @@ class Hub:
             self._capacities.pop(peer.session, None)
             self._said.pop(peer.session, None)
             self._offsets.pop(peer.session, None)
-        if not isinstance(event, PeerFacts):
+        if not isinstance(event, PeerFacts) or not peer.takes_work:
             for data in list(self.runs.values()):
                 if data.ref is not None and not data.over:
                     data.ref.cast(event)

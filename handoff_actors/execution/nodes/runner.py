@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from handoff_actors.cluster.peers import PeerBack, PeerDown, PeerSuspect, PeerUp
+from handoff_actors.cluster.peers import PeerBack, PeerDown, PeerFacts, PeerSuspect, PeerUp
 from handoff_actors.cluster.remote_errors import load_exception
 from handoff_actors.errors import AllocationError, NodeDownError, amounts_text
 from handoff_actors.execution.failures import infeasible_error
@@ -89,9 +89,9 @@ class RunnerAbroad:
         running = runner.data.state == "running"
         if isinstance(message, (PeerUp, PeerBack)):
             self._awaited.pop(message.peer.name, None)
-            if message.peer.state == "up":
+            if message.peer.takes_work:
                 away.node_up(message.peer)  # else it is silent by now: that comes as a message
-        elif isinstance(message, PeerSuspect):
+        elif isinstance(message, (PeerSuspect, PeerFacts)):
             away.node_suspect(message.peer)
         elif isinstance(message, PeerDown):
             lost = away.node_down(message.peer, message.reason)
