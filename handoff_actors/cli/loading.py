@@ -2,7 +2,7 @@
 
 A file is imported with its folder first on ``sys.path``, as ``python FILE`` has it, so that it and
 worker processes find its neighbours. It is not ``__main__``: what stands under the main guard of a
-script does not run.
+script does not run; what stands outside of it does, once, and here only.
 """
 
 from __future__ import annotations
@@ -104,7 +104,13 @@ def _import_file(path: Path) -> ModuleType:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     found = _spec(name)
-    if found is not None and found.origin and Path(found.origin).resolve() == path.resolve():
+    in_package = len(parts) > 1
+    if (
+        in_package
+        and found is not None
+        and found.origin
+        and Path(found.origin).resolve() == path.resolve()
+    ):
         return _run(path, lambda: importlib.import_module(name))
     return _run(path, lambda: _import_apart(path))
 
@@ -117,7 +123,11 @@ def _spec(name: str) -> Any:
 
 
 def _import_apart(path: Path) -> ModuleType:
-    """A file whose name is taken or no module's; its code goes to worker processes by value."""
+    """A file that is a script: under a name that nobody can import.
+
+    So its code goes to worker processes by value, as that of a script does: none of them runs the
+    file again, which may well start a runtime and a run at its top level.
+    """
     from importlib.machinery import SourceFileLoader
 
     name = f"handoff_file_{path.stem}"

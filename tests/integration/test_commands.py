@@ -300,6 +300,35 @@ def test_a_file_whose_name_is_taken_or_no_name(file):
     assert json.loads("1") == 1
 
 
+def test_a_script_that_runs_its_dag_itself_is_not_run_by_worker_processes(file, tmp_path):
+    path = file(
+        """
+        import handoff_actors as handoff
+
+        dag = handoff.new("itself")
+
+        @dag.function(isolation="process")
+        def a():
+            return helper()
+
+        def helper():
+            return 1
+
+        with open("loads", "a") as loads:
+            loads.write("x")
+        with handoff.start() as runtime:
+            print(runtime.execute(dag, timeout=30).results["a"])
+        """,
+        "script.py",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "handoff_actors", "run", path],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "1\na = 1\n"), done.stderr
+    assert (tmp_path / "loads").read_text() == "x"
+
+
 def test_a_file_of_a_package_may_import_relatively(file):
     file("", "pkg/__init__.py")
     file("N = 3", "pkg/numbers.py")
