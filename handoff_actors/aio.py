@@ -21,7 +21,8 @@ from handoff_actors import default
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.graph.dag import DAG
-from handoff_actors.runtime import StreamOptions, SubmitOptions
+from handoff_actors.runtime import STREAM_DEFAULTS, SUBMIT_DEFAULTS, StreamOptions, SubmitOptions
+from handoff_actors.signatures import shown
 
 if TYPE_CHECKING:
     from handoff_actors.pipeline.handle import Pipeline
@@ -95,26 +96,31 @@ subscribe = _awaitable(default.subscribe)
 dump = _awaitable(default.dump)
 
 
+@shown(SUBMIT_DEFAULTS)
 async def submit(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
     """Begin to run a DAG; see ``Runtime.submit``. The run can be awaited."""
     return await _submitted(default.submit, dag, options)
 
 
+@shown(SUBMIT_DEFAULTS)
 async def execute(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """Run a DAG and await its outcome; see ``Runtime.submit`` for the arguments."""
     return await _outcome(await submit(dag, **options))
 
 
+@shown(SUBMIT_DEFAULTS)
 async def execute_distributed(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """The same as ``execute``."""
     return await _outcome(await submit(dag, **options))
 
 
+@shown(SUBMIT_DEFAULTS)
 async def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """As ``execute``, with everything on this node, costs and pins ignored."""
     return await _outcome(await _submitted(default.submit_local, dag, options))
 
 
+@shown(STREAM_DEFAULTS)
 async def stream(dag: DAG, **options: Unpack[StreamOptions]) -> Pipeline:
     """Make a pipeline of a DAG; see ``Runtime.stream``. It is iterated with ``async for``."""
     opened: list[Pipeline] = []

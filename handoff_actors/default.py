@@ -16,8 +16,15 @@ from handoff_actors.events import Event, Subscription
 from handoff_actors.execution.context import place
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.graph.dag import DAG
-from handoff_actors.options import StartOptions
-from handoff_actors.runtime import Runtime, StreamOptions, SubmitOptions
+from handoff_actors.options import START_DEFAULTS, StartOptions
+from handoff_actors.runtime import (
+    STREAM_DEFAULTS,
+    SUBMIT_DEFAULTS,
+    Runtime,
+    StreamOptions,
+    SubmitOptions,
+)
+from handoff_actors.signatures import shown
 from handoff_actors.status import NodeInfo, RuntimeStatus
 
 if TYPE_CHECKING:
@@ -53,6 +60,7 @@ def running() -> Runtime | None:
     return runtime if runtime is not None and runtime.running else None
 
 
+@shown(START_DEFAULTS)
 def start(**options: Unpack[StartOptions]) -> Runtime:
     """Start the default runtime; see ``Runtime`` for the options.
 
@@ -97,23 +105,27 @@ def new(id: Hashable = None) -> DAG:  # noqa: A002
     return DAG(id)
 
 
+@shown(SUBMIT_DEFAULTS)
 def submit(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
     """Begin to run a DAG; see ``Runtime.submit``."""
     run: Run = _runtime().submit(dag, **options)
     return run
 
 
+@shown(SUBMIT_DEFAULTS)
 def execute(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """Run a DAG and wait for its outcome; see ``Runtime.submit`` for the arguments."""
     result: ExecutionResult = _runtime().execute(dag, **options)
     return result
 
 
+@shown(SUBMIT_DEFAULTS)
 def execute_distributed(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """The same as ``execute``."""
     return execute(dag, **options)
 
 
+@shown(SUBMIT_DEFAULTS)
 def execute_local(dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
     """As ``execute``, with everything on this node, costs and pins ignored."""
     result: ExecutionResult = _runtime().execute_local(dag, **options)
@@ -126,6 +138,7 @@ def submit_local(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
     return run
 
 
+@shown(STREAM_DEFAULTS)
 def stream(dag: DAG, **options: Unpack[StreamOptions]) -> Pipeline:
     """Make a pipeline of a DAG; see ``Runtime.stream`` for the arguments."""
     if not isinstance(runtime := _runtime(), Runtime):

@@ -100,3 +100,6 @@ class Options:
     def differences(self, other: Options) -> list[str]:
         """The names of the options in which ``other`` differs."""
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+
+START_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Options)}

@@ -6,6 +6,7 @@ Running DAGs is here; its values, its nodes and its status are in ``runtime_valu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -23,8 +24,10 @@ from handoff_actors.execution.synchronous import run_here
 from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.graph.dag import DAG
+from handoff_actors.options import START_DEFAULTS
 from handoff_actors.resources.allocator import Allocator
 from handoff_actors.runtime_status import Status
+from handoff_actors.signatures import parameters, shown
 
 if TYPE_CHECKING:
     from handoff_actors.cluster.peers import Cluster
@@ -57,7 +60,7 @@ class StreamOptions(TypedDict, total=False):
     timeout: float | None
 
 
-_DEFAULTS: dict[str, Any] = {
+SUBMIT_DEFAULTS: dict[str, Any] = {
     "inputs": None,
     "dag_id": None,
     "allocation_strategy": None,
@@ -71,11 +74,20 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+STREAM_DEFAULTS: dict[str, Any] = {
+    "max_pending": 1000,
+    "max_demand": None,
+    "min_demand": None,
+    "join_timeout": None,
+    "timeout": None,
+}
+
+
 def _complete(options: SubmitOptions) -> dict[str, Any]:
-    unknown = options.keys() - _DEFAULTS.keys()
+    unknown = options.keys() - SUBMIT_DEFAULTS.keys()
     if unknown:
         raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
-    return {**_DEFAULTS, **options}
+    return {**SUBMIT_DEFAULTS, **options}
 
 
 class Runtime(Status):
@@ -102,6 +114,7 @@ class Runtime(Status):
     """
 
     _stages: tuple[Any, StagesOverNodes] | None = None
+    __signature__ = inspect.Signature(parameters(START_DEFAULTS))
 
     # Running DAGs.
 
@@ -109,6 +122,7 @@ class Runtime(Status):
         """An empty DAG."""
         return DAG(id)
 
+    @shown(SUBMIT_DEFAULTS)
     def submit(self, dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
         """Begin to run a DAG; what is wrong with it is raised here.
 
@@ -196,6 +210,7 @@ class Runtime(Status):
                     keeper.join()
                 data.ref.close(Exit.NORMAL)
 
+    @shown(SUBMIT_DEFAULTS)
     def execute(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
         """Run a DAG and wait for its outcome; see ``submit`` for the arguments.
 
@@ -206,10 +221,12 @@ class Runtime(Status):
         """
         return self._execute(dag, options, local=False)
 
+    @shown(SUBMIT_DEFAULTS)
     def execute_distributed(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
         """The same as ``execute``."""
         return self._execute(dag, options, local=False)
 
+    @shown(SUBMIT_DEFAULTS)
     def execute_local(self, dag: DAG, **options: Unpack[SubmitOptions]) -> ExecutionResult:
         """As ``execute``, with everything on this node, costs and pins ignored."""
         return self._execute(dag, options, local=True)
