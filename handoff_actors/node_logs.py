@@ -165,8 +165,14 @@ def _tap_structlog(
         line("structlog", number, str(fields.pop("event", "")), fields)
         return event
 
+    def untap() -> None:
+        # Others may have changed the configuration since, or gone back to none.
+        if structlog.is_configured():
+            now = structlog.get_config()["processors"]
+            structlog.configure(processors=[each for each in now if each is not tap])
+
     structlog.configure(processors=[tap, *before])
-    return lambda: structlog.configure(processors=before)
+    return untap
 
 
 def _configure_structlog(

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,12 @@ class Signal:
     def go(self):
         with open(self.path + ".go", "w"):
             pass
+
+
+def stopped(process):
+    """Whether all threads of a process are stopped."""
+    stats = [task.read_text() for task in Path(f"/proc/{process}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 # What runs there.
@@ -296,6 +303,7 @@ def test_a_frozen_node_is_given_up_and_used_again(cluster, tmp_path):
     began = time.monotonic()
     os.kill(frozen, signal.SIGSTOP)
     try:
+        until(lambda: stopped(frozen))  # or one of its threads could still see the sign to go
         work.go()
         run.result(30.0)
         assert time.monotonic() - began < 6.0
