@@ -209,14 +209,6 @@ class RuntimeFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeRegistered(Event):
-    """A node's capabilities were registered, or replaced."""
-
-    node: str
-    capabilities: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeUp(Event):
     """Another node has joined, or returned; ``address`` is None when nobody can connect to it."""
 

@@ -85,15 +85,9 @@ class Mailbox:
         Raises:
             MailboxClosedError: the actor is gone for good.
         """
-        with self._lock:
-            if self._closed:
-                raise MailboxClosedError("the mailbox is closed", reason=self._reason)
-            self._queue.append(message)
-            if self._active or self._host is None:
-                return
-            self._active = True
-            host = self._host
-        host.schedule(follow)
+        host = self._append(message)
+        if host is not None:
+            host.schedule(follow)
 
     def put_here(self, message: Any) -> None:
         """Queue ``message``; the calling thread drains, if nobody else does.
@@ -101,15 +95,20 @@ class Mailbox:
         Raises:
             MailboxClosedError: the actor is gone for good.
         """
+        host = self._append(message)
+        if host is not None:
+            host.drain()
+
+    def _append(self, message: Any) -> Host | None:
+        """Queue ``message``; the host, if it must be told that there is something to read."""
         with self._lock:
             if self._closed:
                 raise MailboxClosedError("the mailbox is closed", reason=self._reason)
             self._queue.append(message)
             if self._active or self._host is None:
-                return
+                return None
             self._active = True
-            host = self._host
-        host.drain()
+            return self._host
 
     def put_urgent(self, message: Any, host: Host | None = None) -> bool:
         """Queue a system message ahead of all others, if ``host`` (any, when None) reads here."""

@@ -256,6 +256,10 @@ class Stream:
                     view = view[self.sendmsg([view]) :]
                 except BlockingIOError:
                     self.wait_writable()
+        self.flush_all()
+
+    def flush_all(self) -> None:
+        """Send what is held back, however long the other side takes, up to the deadline."""
         while True:
             try:
                 self.flush()
@@ -324,19 +328,10 @@ class TLSStream(Stream):
             try:
                 self._engine.do_handshake()
             except self._want_read:
-                self._flush_waiting()
+                self.flush_all()
                 self._receive()
             else:
-                self._flush_waiting()
-                return
-
-    def _flush_waiting(self) -> None:
-        while True:
-            try:
-                self.flush()
-            except BlockingIOError:
-                self.wait_writable()
-            else:
+                self.flush_all()
                 return
 
     def _receive(self) -> None:

@@ -112,22 +112,12 @@ class LossyState(RunState):
                         self._hand_out([self.token(d)], step)
             if self.needed is not None:
                 self._release(i, step)
-        self.remaining -= count
-        if self.stopped:
-            step.ready.clear()
-        elif count and not self.remaining:
-            step.finished = True
+        self._count(count, step)
 
     def _release(self, i: int, step: Step) -> None:
-        needed, kept = self.needed, self.kept
-        assert needed is not None
-        assert kept is not None
-        for d in self.plan.deps[i]:
-            needed[d] -= 1
-            if not needed[d] and not kept[d] and self._is_there(d):
-                step.freed.append(d)
-        if not needed[i] and not kept[i]:
-            step.freed.append(i)
+        before = len(step.freed)
+        super()._release(i, step)
+        step.freed[before:] = filter(self._is_there, step.freed[before:])
 
     def _is_there(self, d: int) -> bool:
         return d >= self.plan.n or (bool(self.done[d]) and d not in self.absent)

@@ -267,10 +267,14 @@ class RunState:
                         ready(d)
             if self.needed is not None:
                 self._release(i, step)
-        self.remaining -= count
+        self._count(count, step)
+
+    def _count(self, succeeded: int, step: Step) -> None:
+        """So many more have succeeded: is that all?"""
+        self.remaining -= succeeded
         if self.stopped:
             step.ready.clear()
-        elif count and not self.remaining:
+        elif succeeded and not self.remaining:
             step.finished = True
 
     def _release(self, i: int, step: Step) -> None:

@@ -60,18 +60,8 @@ class CoroutineWorker:
 
     def run(self) -> None:
         """Work until the pipeline ends."""
-        line = self.crew.line
-        line.workers.carriers.set_busy(True)
-        failure: BaseException | None = None
-        try:
-            line.context.copy().run(asyncio.run, self._serve())
-        except WorkerFailed as failed:
-            failure = failed.__cause__
-        except BaseException as error:  # the wall: a bug of ours costs this worker
-            line.workers.log.error("stage_worker_failed", pipeline=line.name, exc_info=error)  # noqa: TRY400  it is passed on
-            failure = error
-        line.workers.carriers.set_busy(False)
-        self.crew.left(self, failure)
+        context = self.crew.line.context.copy()
+        self.crew.carry(self, lambda: context.run(asyncio.run, self._serve()))
 
     async def _serve(self) -> None:
         crew = self.crew

@@ -288,6 +288,31 @@ class Crew:
         """Whether all workers are there and have begun."""
         return all(worker is not None and worker.ready for worker in self.workers)
 
+    def carry(
+        self, worker: Worker, live: Callable[[], object], leave: Callable[[], object] | None = None
+    ) -> None:
+        """Have a worker live to its end, on this thread, behind the wall.
+
+        Args:
+            worker: one of these.
+            live: works until the pipeline ends; what it raises costs this worker.
+            leave: called when it has ended, however that was.
+        """
+        line = self.line
+        line.workers.carriers.set_busy(True)
+        failure: BaseException | None = None
+        try:
+            live()
+        except WorkerFailed as failed:
+            failure = failed.__cause__
+        except BaseException as error:  # the wall: a bug of ours costs this worker
+            line.workers.log.error("stage_worker_failed", pipeline=line.name, exc_info=error)  # noqa: TRY400  it is passed on
+            failure = error
+        if leave is not None:
+            leave()
+        line.workers.carriers.set_busy(False)
+        self.left(worker, failure)
+
     def left(self, worker: Worker, failure: BaseException | None) -> None:
         """A worker has ended, whose place may have been given away before."""
         line = self.line

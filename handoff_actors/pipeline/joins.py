@@ -31,6 +31,21 @@ class Tomb:
         self.error = error
 
 
+class Late(dict[int, int]):
+    """Items that have left early: how many of the values of each are still to come."""
+
+    def swallows(self, seq: int) -> bool:
+        """Whether a value that has come is of such an item; it is forgotten with the last one."""
+        left = self.get(seq)
+        if left is None:
+            return False
+        if left == 1:
+            del self[seq]
+        else:
+            self[seq] = left - 1
+        return True
+
+
 class Join:
     """See the module.
 
@@ -49,7 +64,7 @@ class Join:
         self._parts: dict[int, list[Any]] = {}  # of each item: how many are missing, the values
         self._dead: dict[int, Tomb] = {}
         self._since: dict[int, float] = {}  # in the order of time
-        self._late: dict[int, int] = {}  # of each evicted item: how many values are still to come
+        self._late = Late()  # evicted items
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -75,7 +90,7 @@ class Join:
         for seq, part in entries:
             held = parts.get(seq)
             if held is None:
-                if self._late and self._is_late(seq):
+                if self._late and self._late.swallows(seq):
                     continue
                 held = parts[seq] = [count, *blank]
                 if self._timed:
@@ -87,7 +102,7 @@ class Join:
         for seq, tomb in tombs:
             held = parts.get(seq)
             if held is None:
-                if self._late and self._is_late(seq):
+                if self._late and self._late.swallows(seq):
                     continue
                 held = parts[seq] = [count, *blank]
                 if self._timed:
@@ -109,16 +124,6 @@ class Join:
             dead.append((seq, tomb))
         else:
             complete.append((seq, tuple(held[1:])))
-
-    def _is_late(self, seq: int) -> bool:
-        left = self._late.get(seq)
-        if left is None:
-            return False
-        if left == 1:
-            del self._late[seq]
-        else:
-            self._late[seq] = left - 1
-        return True
 
     def oldest(self) -> float | None:
         """When the item that waits longest got its first value; None if none waits."""

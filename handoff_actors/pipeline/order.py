@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from handoff_actors.pipeline.joins import Entry, Tomb
+from handoff_actors.pipeline.joins import Entry, Late, Tomb
 
 
 class Outlet:
@@ -58,7 +58,7 @@ class Order:
         self._ids = tuple(ids)
         self._done: dict[int, Any] = {}
         self._parts: dict[int, dict[int, Any]] = {}
-        self._late: dict[int, int] = {}  # of items that came out early: results still to come
+        self._late = Late()  # items that came out early
         self.outlets: list[Outlet] = []
         self.landed = 0
         self.fresh: set[Outlet] = set()
@@ -98,7 +98,7 @@ class Order:
     def land(self, sink: int, entries: Iterable[Entry]) -> None:
         """These items have the value of a sink, or a ``Tomb`` for it."""
         if self._late:
-            entries = [entry for entry in entries if not self._is_late(entry[0])]
+            entries = [entry for entry in entries if not self._late.swallows(entry[0])]
         if len(self._sinks) == 1:
             self._done.update(entries)
         else:
@@ -121,16 +121,6 @@ class Order:
         if tombs:
             return min(tombs, key=lambda tomb: tomb.stage)
         return {id_: held[sink] for sink, id_ in zip(self._sinks, self._ids, strict=True)}
-
-    def _is_late(self, seq: int) -> bool:
-        left = self._late.get(seq)
-        if left is None:
-            return False
-        if left == 1:
-            del self._late[seq]
-        else:
-            self._late[seq] = left - 1
-        return True
 
     def complete(self, seq: int, tomb: Tomb) -> None:
         """An item is failed at once, whatever is still to come of it; nothing if it is done."""

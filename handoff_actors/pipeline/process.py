@@ -126,20 +126,12 @@ class ProcessWorker:
 
     def run(self) -> None:
         """Work until the pipeline ends."""
+        self.crew.carry(self, self._to_the_end, self._return_all)
+
+    def _to_the_end(self) -> None:
         line = self.crew.line
-        line.workers.carriers.set_busy(True)
-        failure: BaseException | None = None
-        try:
-            while not line.over and self._live():
-                pass
-        except WorkerFailed as failed:
-            failure = failed.__cause__
-        except BaseException as error:  # the wall: a bug of ours costs this worker
-            line.workers.log.error("stage_worker_failed", pipeline=line.name, exc_info=error)  # noqa: TRY400  it is passed on
-            failure = error
-        self._return_all()
-        line.workers.carriers.set_busy(False)
-        self.crew.left(self, failure)
+        while not line.over and self._live():
+            pass
 
     def _return_all(self) -> None:
         held = [entry for flight in self._flying.values() for entry in flight.entries]

@@ -123,23 +123,18 @@ class RemoteWorker:
 
     def run(self) -> None:
         """Work until the pipeline ends."""
+        self.crew.carry(self, self._to_the_end, self._return_all)
+
+    def _to_the_end(self) -> None:
         line = self.crew.line
-        line.workers.carriers.set_busy(True)
-        failure: BaseException | None = None
-        try:
-            while not line.over:
-                self._live()
-        except WorkerFailed as failed:
-            failure = failed.__cause__
-        except BaseException as error:  # the wall: a bug of ours costs this worker
-            line.workers.log.error("stage_worker_failed", pipeline=line.name, exc_info=error)  # noqa: TRY400  it is passed on
-            failure = error
+        while not line.over:
+            self._live()
+
+    def _return_all(self) -> None:
         self._leave()
         if self._flying:
             self.crew.give_back(list(self._flying.items()))
             self._flying.clear()
-        line.workers.carriers.set_busy(False)
-        self.crew.left(self, failure)
 
     def _leave(self) -> None:
         key, self._key = self._key, None

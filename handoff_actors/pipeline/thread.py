@@ -83,19 +83,16 @@ class ThreadWorker:
 
     def run(self) -> None:
         """Work until the pipeline ends."""
-        line = self.crew.line
-        line.workers.carriers.set_busy(True)
-        failure: BaseException | None = None
+        self.crew.carry(self, self._live)
+
+    def _live(self) -> None:
         try:
-            line.context.copy().run(self._serve)
-        except WorkerFailed as failed:
-            failure = failed.__cause__
-        except BaseException as error:  # the wall: a bug of ours costs this worker
-            line.workers.log.error("stage_worker_failed", pipeline=line.name, exc_info=error)  # noqa: TRY400  it is passed on
-            failure = error
+            self.crew.line.context.copy().run(self._serve)
+        except WorkerFailed:
+            raise  # it has taken nothing yet
+        except BaseException:
             self.crew.give_back([*self.batch, *self.held])
-        line.workers.carriers.set_busy(False)
-        self.crew.left(self, failure)
+            raise
 
     def _serve(self) -> None:
         crew, latch = self.crew, self._latch

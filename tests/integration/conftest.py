@@ -16,6 +16,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors.testing import Leaks
+from tests.cluster_in_process import Net
 
 ROOT = Path(__file__).parents[2]
 
@@ -157,3 +158,29 @@ def environment() -> dict[str, str]:
     """What scripts are started with: this checkout is importable."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+@pytest.fixture
+def net(leaks: Leaks) -> Iterator[Net]:
+    """The network of nodes that share this process."""
+    made = Net()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def nodes(
+    net: Net, make_runtime: Callable[..., handoff.Runtime]
+) -> Callable[..., list[handoff.Runtime]]:
+    """Makes nodes of a cluster, by name: ``nodes("a", "b")``; capabilities may be given."""
+
+    def make(*names: str, **options: Any) -> list[handoff.Runtime]:
+        runtimes = []
+        for name in names:
+            fields = {"capabilities": {"cpu": 2}, **options}
+            runtime = make_runtime(name=name, **fields)
+            net.node(name, runtime._serve_cluster)
+            runtimes.append(runtime)
+        return runtimes
+
+    return make

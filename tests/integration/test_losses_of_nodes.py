@@ -8,31 +8,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import DAG, Function
-from tests.cluster_in_process import Net
 from tests.gates import Gate, count, until, where
-
-
-@pytest.fixture
-def net(leaks):
-    made = Net()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def nodes(net, make_runtime):
-    """Makes nodes of a cluster, by name."""
-
-    def make(*names, **options):
-        runtimes = []
-        for name in names:
-            fields = {"capabilities": {"cpu": 2}, **options}
-            runtime = make_runtime(name=name, **fields)
-            net.node(name, runtime._serve_cluster)
-            runtimes.append(runtime)
-        return runtimes
-
-    return make
 
 
 def test_what_ran_on_a_node_that_dies_runs_elsewhere(nodes, net):

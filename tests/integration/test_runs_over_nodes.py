@@ -8,35 +8,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import DAG, AllocationError, Argument, Collocated, Function
-from tests.cluster_in_process import Net
-from tests.gates import Gate, until
-
-
-@pytest.fixture
-def net(leaks):
-    made = Net()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def nodes(net, make_runtime):
-    """Makes nodes of a cluster, by name: ``nodes("a", "b")``; capabilities may be given."""
-
-    def make(*names, **options):
-        runtimes = []
-        for name in names:
-            fields = {"capabilities": {"cpu": 2}, **options}
-            runtime = make_runtime(name=name, **fields)
-            net.node(name, runtime._serve_cluster)
-            runtimes.append(runtime)
-        return runtimes
-
-    return make
-
-
-def where():
-    return handoff.current().node
+from tests.gates import Gate, until, where
 
 
 def test_a_pinned_function_runs_on_its_node(nodes):

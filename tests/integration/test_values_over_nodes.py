@@ -8,25 +8,12 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import DAG, Function, NodeDownError, ResultTimeoutError, ValueNotFoundError
-from tests.cluster_in_process import Net
 from tests.gates import until
 
 
 @pytest.fixture
-def net(leaks):
-    made = Net()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def three(net, make_runtime):
-    runtimes = []
-    for name in "abc":
-        runtime = make_runtime(name=name, capabilities={"cpu": 2})
-        net.node(name, runtime._serve_cluster)
-        runtimes.append(runtime)
-    return runtimes
+def three(nodes):
+    return nodes(*"abc")
 
 
 def test_a_value_is_fetched_from_where_it_is(three):

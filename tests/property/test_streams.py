@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -253,18 +253,10 @@ def test_outputs_are_those_of_the_per_item_evaluation(
 
 
 @contextlib.contextmanager
-def crashing(runtime: handoff.Runtime) -> Iterator[None]:
-    """Meanwhile the actors of pipelines crash, one after another."""
+def meanwhile(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """On a thread of its own ``work(over)`` goes on until ``over`` is set."""
     over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(0.0005):
-            for name in list(runtime.pipelines):
-                with contextlib.suppress(handoff.HandoffError):
-                    crash(name, runtime=runtime)
-                    crash(f"{name}/0", runtime=runtime)
-
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, args=(over,))
     thread.start()
     try:
         yield
@@ -273,12 +265,23 @@ def crashing(runtime: handoff.Runtime) -> Iterator[None]:
         thread.join()
 
 
-@contextlib.contextmanager
-def killing(runtime: handoff.Runtime) -> Iterator[None]:
-    """Meanwhile worker processes are killed, one after another."""
-    over = threading.Event()
+def crashing(runtime: handoff.Runtime) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile the actors of pipelines crash, one after another."""
 
-    def work() -> None:
+    def work(over: threading.Event) -> None:
+        while not over.wait(0.0005):
+            for name in list(runtime.pipelines):
+                with contextlib.suppress(handoff.HandoffError):
+                    crash(name, runtime=runtime)
+                    crash(f"{name}/0", runtime=runtime)
+
+    return meanwhile(work)
+
+
+def killing(runtime: handoff.Runtime) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile worker processes are killed, one after another."""
+
+    def work(over: threading.Event) -> None:
         for _ in range(4):  # one that dies whenever it begins is another matter
             if over.wait(0.02):
                 return
@@ -287,13 +290,7 @@ def killing(runtime: handoff.Runtime) -> Iterator[None]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return meanwhile(work)
 
 
 @given(
