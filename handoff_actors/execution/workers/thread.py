@@ -248,12 +248,12 @@ class ThreadLane:
             i = token % n
             timeout = plan.functions[i].timeout
             gate = self.abandoned = [True]
+            data.trail.by[i] = me
+            began = data.starts[i] = clock()
             if timeout is not None:
                 self.timer = self.workers.timers.call_later(
                     timeout, functools.partial(self._expired, gate, token)
                 )
-            data.trail.by[i] = me
-            began = data.starts[i] = clock()
             outcome: Any = None
             failed: BaseException | None = None
             try:
