@@ -15,6 +15,7 @@ from typing import Any
 from handoff_actors.errors import describe
 from handoff_actors.execution.invoke import arguments
 from handoff_actors.graph.calls import Call
+from handoff_actors.pipeline.joins import Entry
 
 Payload = Any
 
@@ -96,44 +97,61 @@ class StageCode:
             return await call.code(*args, **(call.extra_kwargs or {}))
         return self._keep_state(await call.code(self.state, *args, **(call.extra_kwargs or {})))
 
+    def batch_caller(self) -> Callable[[Sequence[Entry]], list[Any]]:
+        """What turns a batch of entries into what ``many`` gives for their payloads."""
+        call = self.call
+        if not self.bare or call.init is not None or call.extra_kwargs:
+            return lambda entries: self.many([payload for _, payload in entries])
+        code, single = call.code, self._single
+
+        def run(entries: Sequence[Entry]) -> list[Any]:
+            answer = code([(p,) for _, p in entries] if single else [p for _, p in entries])
+            if answer.__class__ is list and len(answer) == len(entries):
+                return answer
+            return self._results(answer, len(entries))
+
+        return run
+
     def many(self, payloads: Sequence[Payload]) -> list[Any]:
-        """The results of a batch, a ``Failed`` for each item that has no arguments."""
-        results, batch = self._prepare(payloads)
-        if batch:
-            call = self.call
-            args = [batch] if call.init is None else [self.state, batch]
-            self._fill(results, call.code(*args, **(call.extra_kwargs or {})), len(batch))
-        return results
+        """The results of a batch; not ``bare``: a ``Failed`` for each item without arguments."""
+        failed, batch = self._prepare(payloads)
+        if not batch:
+            return failed
+        call = self.call
+        args = [batch] if call.init is None else [self.state, batch]
+        answer = call.code(*args, **(call.extra_kwargs or {}))
+        return self._merge(failed, self._results(answer, len(batch)))
 
     async def many_async(self, payloads: Sequence[Payload]) -> list[Any]:
         """The same of a coroutine function."""
-        results, batch = self._prepare(payloads)
-        if batch:
-            call = self.call
-            args = [batch] if call.init is None else [self.state, batch]
-            self._fill(results, await call.code(*args, **(call.extra_kwargs or {})), len(batch))
-        return results
+        failed, batch = self._prepare(payloads)
+        if not batch:
+            return failed
+        call = self.call
+        args = [batch] if call.init is None else [self.state, batch]
+        answer = await call.code(*args, **(call.extra_kwargs or {}))
+        return self._merge(failed, self._results(answer, len(batch)))
 
     def _prepare(self, payloads: Sequence[Payload]) -> tuple[list[Any], list[tuple[Any, ...]]]:
+        """What has failed already, with ``_EMPTY`` for the others if any has; and the batch."""
         if self.bare:
-            batch = [(payload,) for payload in payloads] if self._single else list(payloads)
-            return [_EMPTY] * len(batch), batch
-        results: list[Any] = []
+            return [], list(zip(payloads, strict=True)) if self._single else list(payloads)
+        failed: list[Any] = []
         batch = []
         for payload in payloads:
             try:
                 batch.append(tuple(self.arguments(payload)))
             except BaseException as error:  # of an inline or a serialiser: of this item alone
-                results.append(Failed(error))
+                failed.append(Failed(error))
             else:
-                results.append(_EMPTY)
-        return results, batch
+                failed.append(_EMPTY)
+        return failed if len(batch) < len(failed) else [], batch
 
-    def _fill(self, results: list[Any], answer: Any, size: int) -> None:
-        keep: tuple[Any] | None = None
+    def _results(self, answer: Any, size: int) -> list[Any]:
+        """The results in what the code has returned; the state is kept."""
+        state = self.state
         if self.call.init is not None:
-            answer, *new_state = self._pair(answer)
-            keep = (new_state[0],)
+            answer, state = self._pair(answer)
         if not isinstance(answer, list) or len(answer) != size:
             found = (
                 f"a list of {len(answer)}"
@@ -144,15 +162,15 @@ class StageCode:
                 f"function {self.call.id!r} got a batch of {size}, so its code must return a list "
                 f"of {size} results, not {found}"
             )
-        if keep is not None:
-            self.state = keep[0]
-        if self.bare:
-            results[:] = answer
-            return
+        self.state = state
+        return answer
+
+    @staticmethod
+    def _merge(failed: list[Any], answer: list[Any]) -> list[Any]:
+        if not failed:
+            return answer
         values = iter(answer)
-        for i, result in enumerate(results):
-            if result is _EMPTY:
-                results[i] = next(values)
+        return [next(values) if result is _EMPTY else result for result in failed]
 
     def _keep_state(self, answer: Any) -> Any:
         result, self.state = self._pair(answer)

@@ -138,7 +138,8 @@ class CoroutineWorker:
             own = own_error(error)
             self._failed += [self.crew.failure_of(seq, own) for seq, _ in taken]
         else:
-            sort_out(self.crew, taken, results, self._done, self._failed)
+            mixed = not code.bare
+            sort_out(self.crew, taken, results, self._done, self._failed, mixed=mixed)
 
     async def _timed(self, coroutine: Any) -> Any:
         timeout = self.crew.function.timeout

@@ -7,7 +7,6 @@ that short ones cost little and long ones wait for nobody.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, MutableSequence, Sequence
@@ -186,13 +185,15 @@ class Crew:
         if intake.ready and (not self.mean or self.mean * len(intake.ready) > PASS_ON):
             self.line.flow.awake.add(self.index)
 
-    def rescue(self, done: deque[Entry], failed: Failures, held: deque[Entry]) -> None:
+    def rescue(
+        self, done: deque[Entry], failed: Failures, let_go: Callable[[], list[Entry]]
+    ) -> None:
         """Pass on what a worker has done, and what waits behind a slow item, while it is at that.
 
         Args:
             done: items with results; the worker appends meanwhile.
             failed: items with errors.
-            held: items that it has not begun; it takes from the left meanwhile.
+            let_go: has the worker give away the items that it has not begun.
         """
         line = self.line
         with line.lock:
@@ -200,11 +201,7 @@ class Crew:
             errors = [failed.pop() for _ in range(len(failed))]
             if entries or errors:
                 line.flow.finished(self.index, entries, errors, line.now())
-            if self.parked and held:
-                back: list[Entry] = []
-                with contextlib.suppress(IndexError):
-                    while True:
-                        back.append(held.popleft())
+            if self.parked and (back := let_go()):
                 line.flow.returned(self.index, back, line.now())
             wakers = line.rouse()
         for wake in wakers:

@@ -7,6 +7,7 @@ is abandoned, and another begins in its place.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import deque
@@ -33,7 +34,7 @@ class ThreadWorker:
     Attributes:
         at: what it is at; of a batch the first.
         batch: what it is at, where that is more than one.
-        held: what was taken and has not begun.
+        held: what was taken and has not begun: entries, or batches of them.
         done: items with results that were not passed on; not only by this thread, see ``look``.
         failed: the same of those that failed.
     """
@@ -43,7 +44,7 @@ class ThreadWorker:
         self.number = number
         self.ready = False
         self.working_since = 0.0
-        self.held: deque[Entry] = deque()
+        self.held: deque[Any] = deque()
         self.done: deque[Entry] = deque()
         self.failed: Failures = []
         self._looked_at: Entry | None = None
@@ -91,7 +92,7 @@ class ThreadWorker:
         except WorkerFailed:
             raise  # it has taken nothing yet
         except BaseException:
-            self.crew.give_back([*self.batch, *self.held])
+            self.crew.give_back([*self.batch, *self._let_go()])
             raise
 
     def _serve(self) -> None:
@@ -103,8 +104,10 @@ class ThreadWorker:
         except BaseException as error:
             raise WorkerFailed from error
         crew.began(self)
+        work: Any
         if crew.call.batching:
-            work: Any = functools.partial(self._batch, code)
+            kind = self._batches if self._timeout is None else self._single_batch
+            work = functools.partial(kind, code)
         elif self._timeout is not None:
             work = functools.partial(self._single, code.caller())
         else:
@@ -155,8 +158,18 @@ class ThreadWorker:
         if not self.held and not self.done:
             return False
         if at is before:
-            self.crew.rescue(self.done, self.failed, self.held)
+            self.crew.rescue(self.done, self.failed, self._let_go)
         return True
+
+    def _let_go(self) -> list[Entry]:
+        """What was taken and has not begun; the worker takes from the left meanwhile."""
+        held, found = self.held, []
+        with contextlib.suppress(IndexError):
+            while True:
+                found.append(held.popleft())
+        if self.crew.call.batching:
+            return [entry for batch in found for entry in batch]
+        return found
 
     def _single(self, call: Any, taken: list[Entry], done: deque[Entry], failed: Failures) -> bool:
         """One item with a time limit."""
@@ -176,27 +189,45 @@ class ThreadWorker:
         self.at, self.batch = None, ()
         return True
 
-    def _batch(
+    def _batches(
         self, code: StageCode, taken: list[Entry], done: deque[Entry], failed: Failures
     ) -> bool:
         """Batches, of which only the last may not be full."""
-        size = self.crew.function.batch_size or len(taken)
+        held, size = self.held, self.crew.function.batch_size or len(taken)
+        held.extend([taken[start : start + size] for start in range(0, len(taken), size)])
+        pop, extend = held.popleft, done.extend
+        call, mixed = code.batch_caller(), not code.bare
         mark = clock()
-        for start in range(0, len(taken), size):
-            self.batch = taken[start:]
-            if start and clock() - mark > PASS_ON:
+        while True:
+            try:
+                batch = pop()
+            except IndexError:
+                break
+            self.at, self.batch = batch[0], batch
+            try:
+                results = call(batch)
+            except BaseException as error:
+                own = own_error(error)
+                failed += [self.crew.failure_of(seq, own) for seq, _ in batch]
+            else:
+                if mixed:
+                    sort_out(self.crew, batch, results, done, failed, mixed=True)
+                else:
+                    extend(zip([seq for seq, _ in batch], results, strict=True))
+            if clock() - mark > PASS_ON and held:
+                self.at, self.batch = None, ()
                 if self.crew.exchange(done, failed, 0) is None:
-                    self.batch = ()
+                    held.clear()
                     return False
                 mark = clock()
-            if not self._one_batch(code, taken[start : start + size], done, failed):
-                return False
+        self.at, self.batch = None, ()
         return True
 
-    def _one_batch(
+    def _single_batch(
         self, code: StageCode, taken: list[Entry], done: deque[Entry], failed: Failures
     ) -> bool:
-        self.at = taken[0]
+        """One batch with a time limit."""
+        self.at, self.batch = taken[0], taken
         gate = self._begin_timer(taken)
         try:
             results = code.many([payload for _, payload in taken])
@@ -208,15 +239,14 @@ class ThreadWorker:
         else:
             if not self._in_time(gate):
                 return False
-            sort_out(self.crew, taken, results, done, failed)
+            sort_out(self.crew, taken, results, done, failed, mixed=not code.bare)
         self.at, self.batch = None, ()
         return True
 
     # Time limits.
 
     def _begin_timer(self, taken: list[Entry]) -> list[bool]:
-        if self._timeout is None:
-            return []
+        assert self._timeout is not None
         gate = [True]
         expired = functools.partial(self._expired, gate, taken)
         self._timer = self.crew.line.workers.timers.call_later(self._timeout, expired)
@@ -224,8 +254,6 @@ class ThreadWorker:
 
     def _in_time(self, gate: list[bool]) -> bool:
         """Whether the item was not given up before it ended; only one of the two comes first."""
-        if self._timeout is None:
-            return True
         try:
             gate.pop()
         except IndexError:
@@ -262,9 +290,11 @@ def sort_out(
     results: Sequence[Any],
     done: MutableSequence[Entry],
     failed: Failures,
+    *,
+    mixed: bool,
 ) -> None:
-    """The results of a batch, to the items they are of."""
-    if Failed not in set(map(type, results)):
+    """The results of a batch, to the items they are of; ``mixed``: some may be ``Failed``."""
+    if not mixed or Failed not in set(map(type, results)):
         done.extend(zip([seq for seq, _ in taken], results, strict=True))
         return
     for (seq, _), result in zip(taken, results, strict=True):

@@ -93,54 +93,63 @@ def small(quick: bool) -> Iterator[Row]:
     repeats = 1 if quick else 5
     items = range(count)
     with Runtime() as runtime:
-        unbatched: list[float] = []
-        for name, dag, feed in (
-            ("map", chain([add] * 3), "map"),
-            ("push and iterate", chain([add] * 3), "push"),
-            ("map, batches of 50", chain([add_all] * 3, batch_size=50), "map"),
-        ):
-            with runtime.stream(dag, max_pending=_BOUND) as pipeline:
-
-                def by_map(pipeline: Any = pipeline) -> list[Any]:
-                    return list(pipeline.map(items))
-
-                def by_push(pipeline: Any = pipeline) -> list[Any]:
-                    def push() -> None:
-                        for item in items:
-                            pipeline.push(item)
-
-                    thread = threading.Thread(target=push)
-                    thread.start()
-                    got = list(itertools.islice(pipeline, count))
-                    thread.join()
-                    return got
-
-                go = by_map if feed == "map" else by_push
+        for name in ("map", "push and iterate"):
+            with runtime.stream(chain([add] * 3), max_pending=_BOUND) as pipeline:
+                go = partial(_by_map if name == "map" else _by_push, pipeline, items)
                 assert go() == [x + 3 for x in items]
-                if "batches" in name:
-                    other = unbatched
-                    ours, _ = alternate(lambda go=go: go, lambda: lambda: None, repeats)
-                    note = "floor: unbatched"
-                    target = Target(1.0, sense="at least")
-                else:
-                    ours, other = alternate(
-                        lambda go=go: go, lambda: partial(queued, [add] * 3, items), repeats
-                    )
-                    unbatched = unbatched or ours
-                    note = "floor: threads with bounded queues"
-                    target = Target(2.5, sense="at least")
+                ours, floor = alternate(
+                    lambda go=go: go, lambda: partial(queued, [add] * 3, items), repeats
+                )
                 yield Row(
                     f"3 stages, {name}",
                     rate(count, ours),
-                    rate(count, other),
-                    target,
+                    rate(count, floor),
+                    Target(2.5, sense="at least"),
                     "items/s",
-                    note,
-                    (ours, other),
+                    "floor: threads with bounded queues",
+                    (ours, floor),
                 )
                 if name == "map":
                     absolute = Target(300_000, "ours", "at least")
                     yield Row("the same, in items/s", rate(count, ours), None, absolute, "items/s")
+        with (
+            runtime.stream(chain([add_all] * 3, batch_size=50), max_pending=_BOUND) as batched,
+            runtime.stream(chain([add] * 3), max_pending=_BOUND) as unbatched,
+        ):
+            assert _by_map(batched, items) == _by_map(unbatched, items)
+            samples = alternate(
+                lambda: partial(_by_map, batched, items),
+                lambda: partial(_by_map, unbatched, items),
+                3 * repeats,
+            )
+        yield Row(
+            "3 stages, map, batches of 50",
+            rate(count, samples[0]),
+            rate(count, samples[1]),
+            Target(1.0, sense="at least"),
+            "items/s",
+            "floor: unbatched; ratio: of the rates, median of pairs",
+            samples,
+            statistics.median(b / a for a, b in zip(*samples, strict=True)),
+        )
+
+
+def _by_map(pipeline: Any, items: Sequence[int]) -> list[Any]:
+    return list(pipeline.map(items))
+
+
+def _by_push(pipeline: Any, items: Sequence[int]) -> list[Any]:
+    """From a thread of its own, one by one."""
+
+    def push() -> None:
+        for item in items:
+            pipeline.push(item)
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    got = list(itertools.islice(pipeline, len(items)))
+    thread.join()
+    return got
 
 
 def waiting(quick: bool) -> Iterator[Row]:

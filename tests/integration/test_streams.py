@@ -282,6 +282,30 @@ def test_done_items_wait_for_no_slow_one(runtime: handoff.Runtime) -> None:
         assert list(mapped) == list(range(500, 1001))
 
 
+def test_batches_wait_behind_no_slow_one(runtime: handoff.Runtime) -> None:
+    """A worker takes several at a time; what waits in its hands goes to another."""
+    following = threading.Event()
+    sizes: set[int] = set()
+
+    def code(rows: list[tuple[int]]) -> list[int]:
+        xs = [x for (x,) in rows]
+        sizes.add(len(xs))
+        if xs[0] == 1500:
+            assert following.wait(20)
+        if xs[0] == 1504:
+            following.set()
+        return xs
+
+    dag = line(
+        Function("gather", ["x"], lambda rows: [x for (x,) in rows], batch_size=1000),
+        Function("b", ["gather"], code, batch_size=4, parallelism=2),
+    )
+    with runtime.stream(dag) as pipeline:
+        for first in (0, 1000):  # at first it learns that the code is quick
+            assert list(pipeline.map(range(first, first + 1000))) == [*range(first, first + 1000)]
+    assert sizes == {4}
+
+
 def test_an_item_that_waits_too_long_for_its_arguments_is_given_up(
     runtime: handoff.Runtime,
 ) -> None:
