@@ -159,6 +159,21 @@ class AttemptFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValuesMoved(Event):
+    """Values went from node to node: how many, and how many bytes they are together.
+
+    Numbers that travel within messages do not count. What a run moves is told at the node that
+    submitted it; what somebody asks for by DAG and id, at the node that asks.
+    """
+
+    dag_id: Hashable
+    source: str
+    target: str
+    values: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultNotKept(Event):
     """A result is not in the run's checkpoint, and its function will run again; ``reason`` why."""
 
@@ -275,13 +290,14 @@ class Subscription:
 
 
 _REMEMBERED = 200
+_UNCOUNTED = (FunctionsFinished, ValuesMoved)
 
 
 class EventBus:
     """Hands events to subscribers, in order, on a thread that exists only while there are any.
 
     Attributes:
-        recent: the last events, but for those of functions that finished.
+        recent: the last events, but for those of functions that finished and values that moved.
     """
 
     def __init__(self) -> None:
@@ -321,7 +337,7 @@ class EventBus:
 
     def publish(self, event: Event | Internal) -> None:
         """Queue ``event`` for the subscribers; never blocks, never raises."""
-        if event.__class__ is not FunctionsFinished and isinstance(event, Event):
+        if event.__class__ not in _UNCOUNTED and isinstance(event, Event):
             self.recent.append(event)
         if self.active:
             self._queue.put(event)

@@ -206,7 +206,11 @@ class Nodes(Clustered, Values):
         self._contention.changed = hub.changed
         self._hub = hub
         self._far = RemoteStore(
-            cluster, self._values_here, self._locate_here, self._clear_if_it_may_be
+            cluster,
+            self._values_here,
+            self._locate_here,
+            self._clear_if_it_may_be,
+            self.events,
         )
 
     def _clear_if_it_may_be(self, dag_id: Hashable) -> None:

@@ -42,6 +42,7 @@ from handoff_actors.events import (
     Event,
     FunctionsFinished,
     Internal,
+    ValuesMoved,
     WorkerLost,
 )
 from handoff_actors.execution.run_data import RunData
@@ -91,7 +92,7 @@ class Telemetry:
         meter.create_observable_gauge("handoff.runs.active", [self._see_runs])
         meter.create_observable_gauge("handoff.functions.running", [self._see_functions])
         meter.create_observable_gauge("handoff.claims", [self._see_claims])
-        kinds = (_Ended, FunctionsFinished, AttemptFailed, WorkerLost, ActorCrashed)
+        kinds = (_Ended, FunctionsFinished, AttemptFailed, ValuesMoved, WorkerLost, ActorCrashed)
         self._subscription = runtime.events.subscribe(self._tell, kinds)
 
     def close(self) -> None:
@@ -132,6 +133,9 @@ class Telemetry:
             self._functions.add(len(event.function_ids), here)
         elif isinstance(event, AttemptFailed):
             self._failed.add(1, {**here, "last": event.retry_in is None})
+        elif isinstance(event, ValuesMoved):
+            ways = {"source": event.source, "target": event.target}
+            self._bytes.add(event.nbytes, {**here, **ways})
         elif isinstance(event, WorkerLost):
             self._lost.add(1, {"node": event.node})
         elif isinstance(event, ActorCrashed):
@@ -144,9 +148,6 @@ class Telemetry:
         now = time.perf_counter()
         self._runs.add(1, {**here, "state": state})
         self._run_time.record(now - data.submitted, {**here, "state": state})
-        for transfer in data.trail.transfers:
-            ways = {"source": transfer.source, "target": transfer.target}
-            self._bytes.add(transfer.nbytes, {**here, **ways})
         chosen = [i for i in range(0, data.plan.n, _every(data)) if data.ends[i]]
         for i in chosen:
             node = {"node": self._node, "function.node": self._place(data, i)}

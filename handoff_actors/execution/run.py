@@ -414,6 +414,8 @@ class ExecutionResult:
             raise ConfigurationError(
                 "a copy of an ExecutionResult has no timeline: write it in the process of the run"
             )
+        if self._data.away is not None:
+            self._data.away.learn_crew()
         with open(path, "w", encoding="utf-8") as file:
             json.dump(trace(self._data, self.allocations), file)
 
@@ -446,6 +448,8 @@ class ExecutionResult:
     def _repr_html_(self) -> str:
         from handoff_actors.execution.summary import Summary, html
 
+        if self._data is not None and self._data.away is not None:
+            self._data.away.learn_crew()
         return html(Summary.of(self, self._data), self._data)
 
 

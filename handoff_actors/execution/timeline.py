@@ -2,7 +2,8 @@
 
 One process per node, one row per worker. Categories tell what a slice is: ``function``, ``retry``
 (an attempt that did not count), ``wait`` (ready, and no worker yet; on rows of their own) and
-``transfer`` (a value between nodes). A counter shows how many functions run.
+``transfer`` (values between nodes, on rows of the node that gets them). A counter shows how many
+functions run.
 """
 
 from __future__ import annotations
@@ -101,15 +102,7 @@ def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
             )
         )  # fmt: skip
     slices += _waits(data, nodes, rows, end - zero)
-    for transfer in trail.transfers:
-        node = rows.node(transfer.target)
-        slices.append(
-            _slice(
-                f"{plan.ids[transfer.index]} from {transfer.source}", "transfer",
-                transfer.start - zero, transfer.end - zero, node,
-                rows.row(node, _TRANSFER_ROW, "transfers"), bytes=transfer.nbytes,
-            )
-        )  # fmt: skip
+    slices += _transfers(data, rows)
     slices += _running(slices)
     slices.sort(key=lambda event: event["ts"])
     return {"traceEvents": rows.events + slices, "displayTimeUnit": "ms"}
@@ -176,6 +169,24 @@ def _waits(data: RunData, nodes: Mapping[Hashable, str], rows: _Rows, total: flo
         row = _first_free(free, node, start, end)
         tid = rows.row(node, _WAITING_ROW + row, "waiting")
         slices.append(_slice(f"{plan.ids[i]} waits", "wait", start - zero, end - zero, node, tid))
+    return slices
+
+
+def _transfers(data: RunData, rows: _Rows) -> Events:
+    """Values that went between nodes, each on the first row that is free."""
+    zero = data.submitted
+    free: dict[int, list[float]] = {}
+    slices: Events = []
+    for t in sorted(data.trail.transfers, key=lambda t: t.start):
+        node = rows.node(t.target)
+        tid = rows.row(node, _TRANSFER_ROW + _first_free(free, node, t.start, t.end), "transfers")
+        what = str(data.plan.ids[t.index]) if t.values == 1 else f"{t.values} values"
+        slices.append(
+            _slice(
+                f"{what} from {t.source}", "transfer", t.start - zero, t.end - zero, node, tid,
+                bytes=t.nbytes,
+            )
+        )  # fmt: skip
     return slices
 
 

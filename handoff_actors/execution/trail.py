@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -36,15 +37,16 @@ class FailedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A value that went from node to node.
+    """Values that went from node to node in one go.
 
     Attributes:
-        index: of its function in the plan.
+        index: of the (first) value's function or input in the plan.
         source: the node it came from.
         target: the node it went to.
-        start: ``time.perf_counter()`` when it was asked for.
-        end: the same for its arrival.
-        nbytes: its size.
+        start: ``time.perf_counter()`` when it was asked for, or ready to be sent.
+        end: the same for its arrival; of what was sent unasked, as far as the sender knows.
+        nbytes: the size of all of them; numbers that travel within messages count nothing.
+        values: how many there were.
     """
 
     index: int
@@ -53,6 +55,7 @@ class Transfer:
     start: float
     end: float
     nbytes: int
+    values: int = 1
 
 
 class Trail:
@@ -66,17 +69,25 @@ class Trail:
         crew: the names of the workers by number.
         failed: attempts that did not count.
         transfers: values that went between nodes.
+        on_move: is told of each transfer as it is added.
     """
 
-    __slots__ = ("_lock", "_numbers", "by", "crew", "failed", "transfers")
+    __slots__ = ("_lock", "_numbers", "by", "crew", "failed", "on_move", "transfers")
 
     def __init__(self, n: int) -> None:
         self.by = array("H", bytes(2 * n))
         self.crew: list[str] = [""]
         self.failed: list[FailedAttempt] = []
         self.transfers: list[Transfer] = []
+        self.on_move: Callable[[Transfer], object] | None = None
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
+
+    def moved(self, transfer: Transfer) -> None:
+        """Values have come from another node, or were sent to one; any thread."""
+        self.transfers.append(transfer)
+        if self.on_move is not None:
+            self.on_move(transfer)
 
     def worker(self, name: str) -> int:
         """The number of the worker of this name; beyond 65,535 of them they share the last one."""

@@ -21,6 +21,7 @@ from handoff_actors.errors import (
     ValueNotFoundError,
     describe,
 )
+from handoff_actors.events import EventBus, ValuesMoved
 
 SERVICE = "store"
 _PATIENCE = 5.0
@@ -40,6 +41,7 @@ class RemoteStore:
         get_many: the values among these ids that are here, read.
         locate: the node that has a value, as far as it is known here, or None.
         clear: forgets the values of a DAG here.
+        events: where it is told what has come.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class RemoteStore:
         get_many: GetMany,
         locate: Callable[[Hashable, Hashable], str | None],
         clear: Callable[[Hashable], None],
+        events: EventBus,
     ) -> None:
         self._cluster = cluster
         self._get_many = get_many
         self._locate = locate
         self._clear = clear
+        self._events = events
         cluster.serve(SERVICE, on_call=self._on_call, on_fetch=self._on_fetch)
 
     # What others ask.
@@ -139,15 +143,26 @@ class RemoteStore:
                 continue
         return answers
 
-    @staticmethod
     def _read(
-        peer: Peer, dag_id: Hashable, ids: Iterable[Hashable], answer: Sequence[Any]
+        self, peer: Peer, dag_id: Hashable, ids: Iterable[Hashable], answer: Sequence[Any]
     ) -> dict[Hashable, Any]:
         found: dict[Hashable, Any] = {}
+        nbytes = 0
         for id_, payload in zip(ids, answer, strict=True):
             if payload is None:
                 continue
             if payload == _LARGE:
                 payload = peer.fetch(SERVICE, (dag_id, id_), _FETCH)
+            nbytes += payload.nbytes
             found[id_] = loads(payload, f"value {describe(id_)}")
+        if found and self._events.active:
+            self._events.publish(
+                ValuesMoved(
+                    dag_id=dag_id,
+                    source=peer.name,
+                    target=self._cluster.node,
+                    values=len(found),
+                    nbytes=nbytes,
+                )
+            )
         return found

@@ -14,6 +14,7 @@ import copy
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.cluster.payload import Payload
@@ -21,9 +22,11 @@ from handoff_actors.cluster.peers import Peer
 from handoff_actors.cluster.remote_errors import load_exception
 from handoff_actors.errors import (
     CrashedAttempt,
+    HandoffError,
     NodeDownError,
     SerializationError,
 )
+from handoff_actors.events import ValuesMoved
 from handoff_actors.execution.lossy_state import LossyState
 from handoff_actors.execution.nodes.fetching import GoneError
 from handoff_actors.execution.nodes.gather import Gatherer
@@ -37,6 +40,7 @@ from handoff_actors.execution.nodes.lessons import (
 )
 from handoff_actors.execution.nodes.messages import (
     SERVICE,
+    AskCrew,
     Begin,
     Carried,
     End,
@@ -48,7 +52,7 @@ from handoff_actors.execution.nodes.messages import (
     Withdraw,
     Work,
 )
-from handoff_actors.execution.nodes.sizes import enclose, is_plain, size_of
+from handoff_actors.execution.nodes.sizes import TEXTS, carried_bytes, enclose, is_plain, size_of
 from handoff_actors.execution.nodes.spread import Spread
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
@@ -58,6 +62,7 @@ from handoff_actors.execution.run_state import (
     TimedOut,
     Withdrawn,
 )
+from handoff_actors.execution.trail import Transfer
 from handoff_actors.resources.allocator import by_name
 
 if TYPE_CHECKING:
@@ -65,6 +70,8 @@ if TYPE_CHECKING:
 
 _LOOK = 0.005
 """Seconds between looks at a value that is being made again."""
+_PATIENCE = 1.0
+"""Seconds for an answer that only makes a picture better."""
 _CHUNK = 512
 """Attempts in one message, so that a node begins before it has been told of all."""
 
@@ -128,6 +135,7 @@ class Abroad:
             input_bytes=self._input_bytes,
         )
         self.made: dict[int, str] = {}
+        data.trail.on_move = self._tell_of
         self.preset: bytearray | None = None
         self._remaking = threading.Lock()
         self.held = {
@@ -267,15 +275,30 @@ class Abroad:
         cut = self._cut[site.cut :]
         site.cut += len(cut)
         if sent or lesson.indices:
-            site.post(
-                Work(
-                    data.key,
-                    sent,
-                    lesson if lesson.indices else None,
-                    values,
-                    places,
-                    sizes,
-                    cut,
+            new = lesson if lesson.indices else None
+            start = perf_counter()
+            if site.post(Work(data.key, sent, new, values, places, sizes, cut)) and values:
+                self._note_sent(name, values, start)
+
+    def _note_sent(self, name: str, values: Mapping[int, Any], start: float) -> None:
+        moved = {d: nbytes for d, value in values.items() if (nbytes := carried_bytes(value))}
+        if moved:
+            first, size = next(iter(moved)), sum(moved.values())
+            data = self.data
+            data.trail.moved(
+                Transfer(first, data.node, name, start, perf_counter(), size, len(moved))
+            )
+
+    def _tell_of(self, transfer: Transfer) -> None:
+        events = self.hub.workers.events
+        if events.active:
+            events.publish(
+                ValuesMoved(
+                    dag_id=self.data.dag_id,
+                    source=transfer.source,
+                    target=transfer.target,
+                    values=transfer.values,
+                    nbytes=transfer.nbytes,
                 )
             )
 
@@ -364,14 +387,19 @@ class Abroad:
         n, node = data.plan.n, peer.name
         offset = self.hub.clock_offset(peer)
         plain = self._plain
+        first, carried, nbytes = -1, 0, 0
         for token, value, start, end in zip(
             message.tokens, message.values, message.starts, message.ends, strict=True
         ):
             i = token % n
             kind = value.__class__
-            if kind is Payload:
-                value = Carried(node, value)
-                plain = False
+            if kind is Payload or kind in TEXTS:
+                first = i if first < 0 else first
+                carried += 1
+                nbytes += carried_bytes(value)
+                if kind is Payload:
+                    value = Carried(node, value)
+                    plain = False
             elif kind is Located:
                 plain = False
             if token != self._present(i):
@@ -380,6 +408,15 @@ class Abroad:
             self.made[i] = node
             data.starts[i], data.ends[i] = start + offset, end + offset
             data.done.append((token, value))
+        if carried:
+            sent = message.ends[-1] + offset
+            data.trail.moved(
+                Transfer(first, node, data.node, sent, perf_counter(), nbytes, carried)
+            )
+        for index, source, start, end, size, count in message.moved:
+            data.trail.moved(
+                Transfer(index, source, node, start + offset, end + offset, size, count)
+            )
         data.reports.extend(Report(node, report) for report in message.reports)
         self._plain = plain
         if data.ref is None:
@@ -454,6 +491,15 @@ class Abroad:
         crash = CrashedAttempt(name, peer.pid, None, f"its node was lost: {reason}")
         return Lost(tokens, values, crash)
 
+    def note(self, event: Any, when: tuple[float, float, str]) -> None:
+        """Of an attempt elsewhere that did not count: when and by which worker it was run."""
+        data, (start, end, worker) = self.data, when
+        peer = self.hub.peer(event.crash.node if isinstance(event, Crashed) else event.node)
+        offset = 0.0 if peer is None else self.hub.clock_offset(peer)
+        i = event.token % data.plan.n
+        data.starts[i], data.ends[i] = start and start + offset, end and end + offset
+        data.trail.by[i] = data.trail.worker(worker)
+
     def absent(self, index: int) -> Lost | None:
         """A value is not where it should be; None if that is no news."""
         value = self.data.values[index]
@@ -516,6 +562,21 @@ class Abroad:
                 self.data.ref.signal()
         return lost + [i for i in wanted if self.data.values[i] is MISSING]
 
+    def learn_crew(self) -> None:
+        """Ask the nodes that are up which of their workers ran what, for people; blocks shortly."""
+        trail = self.data.trail
+        peers = [site.peer for site in list(self._sites.values()) if site.peer.state == "up"]
+        request = AskCrew(self.data.key)
+        asked = [(peer.name, peer.ask(SERVICE, request, _PATIENCE)) for peer in peers]
+        for name, future in asked:
+            try:
+                indices, numbers, crew = future.result(_PATIENCE)
+            except (HandoffError, TimeoutError):
+                continue  # its rows have numbers for names
+            for i, number in zip(indices, numbers, strict=True):
+                if self.made.get(i) == name:
+                    trail.by[i] = trail.worker(crew[number])
+
     # Its end.
 
     def end(self) -> None:
@@ -549,11 +610,11 @@ class Report:
         """The event; None for what is none."""
         kind, *rest = self.said
         if kind == "raised":
-            return Raised(rest[0], load_exception(rest[1]), self.node, rest[2])
+            return Raised(rest[0], load_exception(rest[2]), self.node, rest[3])
         if kind == "timed_out":
             return TimedOut(rest[0], self.node)
         if kind == "crashed":
-            return Crashed(rest[0], rest[1])
+            return Crashed(rest[0], rest[2])
         if kind == "withdrawn":
             return Withdrawn(rest[0])
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.cluster.payload import Payload, dumps, loads
@@ -33,6 +34,7 @@ from handoff_actors.execution.nodes.messages import (
     ValueKey,
 )
 from handoff_actors.execution.run_data import FREED, MISSING
+from handoff_actors.execution.trail import Trail, Transfer
 
 if TYPE_CHECKING:
     from handoff_actors.execution.run_data import RunData
@@ -169,12 +171,15 @@ class Fetcher:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def bring(self, wishes: Sequence[Wish], relay: str | None) -> Iterator[tuple[Any, Any, bool]]:
+    def bring(
+        self, wishes: Sequence[Wish], relay: str | None, trail: Trail
+    ) -> Iterator[tuple[Any, Any, bool]]:
         """Yields ``(mark, value or error, whether it is the value)`` for each wish.
 
         Args:
             wishes: what is wanted.
             relay: the node to ask for what cannot be had from where it is, or None.
+            trail: is told what has come.
         """
         homes: dict[str, list[Wish]] = {}
         for wish in wishes:
@@ -184,17 +189,18 @@ class Fetcher:
             large = [wish for wish in some if wish.nbytes > SMALL]
             for k in range(0, len(small), _TOGETHER):
                 chunk = small[k : k + _TOGETHER]
-                for wish, answer in zip(chunk, self._ask(node, chunk), strict=True):
+                for wish, answer in zip(chunk, self._ask(node, chunk, trail), strict=True):
                     if isinstance(answer, int):
                         large.append(wish)
                     elif isinstance(answer, (Payload, _Failed)):
                         yield (wish.mark, *_read(answer, wish))
                     else:
-                        yield (wish.mark, *self._elsewhere(wish, relay, answer))
+                        yield (wish.mark, *self._elsewhere(wish, relay, answer, trail))
             for wish in large:
-                yield (wish.mark, *self._fetch(wish, relay))
+                yield (wish.mark, *self._fetch(wish, relay, trail))
 
-    def _ask(self, node: str, wishes: Sequence[Wish]) -> Iterable[Any]:
+    def _ask(self, node: str, wishes: Sequence[Wish], trail: Trail) -> Iterable[Any]:
+        start = perf_counter()
         try:
             answers: list[Any] = self._cluster.peer(node).call(
                 VALUES, Many([wish.key for wish in wishes]), TIMEOUT
@@ -203,18 +209,32 @@ class Fetcher:
             return [error] * len(wishes)
         except Exception as error:
             return [_Failed(dump_exception(error))] * len(wishes)
+        come = [k for k, answer in enumerate(answers) if isinstance(answer, Payload)]
+        if come:
+            key, size = wishes[come[0]].key, sum(answers[k].nbytes for k in come)
+            trail.moved(
+                Transfer(key.index, node, key.target, start, perf_counter(), size, len(come))
+            )
         return answers
 
-    def _fetch(self, wish: Wish, relay: str | None) -> tuple[Any, bool]:
+    def _fetch(self, wish: Wish, relay: str | None, trail: Trail) -> tuple[Any, bool]:
         try:
-            payload = self._cluster.peer(wish.node).fetch(VALUES, wish.key, TIMEOUT)
+            payload = self._take(wish.node, wish.key, trail)
         except (NodeDownError, NodeUnreachableError, ValueNotFoundError) as error:
-            return self._elsewhere(wish, relay, error)
+            return self._elsewhere(wish, relay, error, trail)
         except BaseException as error:
             return _problem(error, wish), False
         return _read(payload, wish)
 
-    def _elsewhere(self, wish: Wish, relay: str | None, why: Any) -> tuple[Any, bool]:
+    def _take(self, node: str, key: ValueKey, trail: Trail) -> Payload:
+        start = perf_counter()
+        payload = self._cluster.peer(node).fetch(VALUES, key, TIMEOUT)
+        trail.moved(
+            Transfer(key.index, node, self._cluster.node, start, perf_counter(), payload.nbytes)
+        )
+        return payload
+
+    def _elsewhere(self, wish: Wish, relay: str | None, why: Any, trail: Trail) -> tuple[Any, bool]:
         """By way of the orchestrator, which knows where the value is now, if anybody does."""
         if relay is None or relay == wish.node or relay == self._cluster.node:
             certain = not isinstance(why, NodeError)
@@ -223,14 +243,14 @@ class Fetcher:
             wish.key.run, wish.key.index, wish.key.target, wish.key.serialize, relay=True
         )
         try:
-            payload = self._cluster.peer(relay).fetch(VALUES, key, TIMEOUT)
+            payload = self._take(relay, key, trail)
         except (NodeDownError, NodeUnreachableError, ValueNotFoundError) as error:
             return GoneError(f"{wish.what}: {error}"), False
         except BaseException as error:
             return _problem(error, wish), False
         return _read(payload, wish)
 
-    def relay(self, key: ValueKey, node: str) -> Payload:
+    def relay(self, key: ValueKey, node: str, trail: Trail) -> Payload:
         """The payload of a value of ours for somebody who cannot reach ``node``.
 
         Raises:
@@ -238,7 +258,7 @@ class Fetcher:
         """
         plain = ValueKey(key.run, key.index, key.target, key.serialize)
         try:
-            return self._cluster.peer(node).fetch(VALUES, plain, TIMEOUT)
+            return self._take(node, plain, trail)
         except (NodeDownError, NodeUnreachableError) as error:
             raise ValueNotFoundError(str(error), dag_id=None, value_id=key.index) from error
 

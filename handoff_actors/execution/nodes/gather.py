@@ -174,7 +174,7 @@ class Gatherer:
         """On a thread that may wait."""
         left = {wish.mark for wish in wishes}
         try:
-            for arrival in self._fetcher.bring(wishes, self._relay):
+            for arrival in self._fetcher.bring(wishes, self._relay, self.data.trail):
                 left.discard(arrival[0])
                 self._arrived.append(arrival)
                 self._tell()

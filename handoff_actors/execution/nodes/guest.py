@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from handoff_actors.execution.nodes.messages import (
 from handoff_actors.execution.nodes.sizes import enclose, is_plain, size_of
 from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import FREED, MISSING, RunData, RunOptions
-from handoff_actors.execution.run_state import Crashed, Raised, TimedOut, Withdrawn
+from handoff_actors.execution.run_state import Raised, TimedOut, Withdrawn
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.claims import Granted, Infeasible
 from handoff_actors.resources.tracker import Refused
@@ -115,6 +116,12 @@ class GuestData(RunData):
     def count(self) -> int:
         """How many values are here."""
         return sum(value is not MISSING and value is not FREED for value in self.values)
+
+    def crew(self) -> tuple[array[int], array[int], list[str]]:
+        """Who ran what here: functions, the numbers of their workers, the names of these."""
+        by = self.trail.by
+        indices = array("I", [i for i, number in enumerate(by) if number])
+        return indices, array("H", [by[i] for i in indices]), list(self.trail.crew)
 
     def say(self, message: Any) -> None:
         """The orchestrator said something; on the thread that reads from it."""
@@ -383,7 +390,7 @@ def _send_all(data: GuestData) -> None:
             Located(node, size_of(value)) if token % n in data.held else _enclosed(value, node)
             for token, value in rows
         ]
-        post_outcomes(data, rows, values, [pack_report(report) for report in reports])
+        post_outcomes(data, rows, values, [pack_report(report, data) for report in reports])
 
 
 def _enclosed(value: Any, node: str) -> Any:
@@ -405,7 +412,8 @@ def post_outcomes(
         values,
         [starts[token % n] for token in tokens],
         [ends[token % n] for token in tokens],
-        [pack_report(report) for report in reports],
+        [pack_report(report, data) for report in reports],
+        _taken(data) if data.trail.transfers else (),
     )
     try:
         data.peer.post(SERVICE, message)
@@ -413,14 +421,24 @@ def post_outcomes(
         return
 
 
-def pack_report(report: Any) -> tuple[Any, ...]:
-    """A report for a message."""
+def _taken(data: GuestData) -> list[tuple[int, str, float, float, int, int]]:
+    """What was fetched, and is told now; other threads add to it meanwhile."""
+    transfers = data.trail.transfers
+    taken = list(transfers)
+    del transfers[: len(taken)]
+    return [(t.index, t.source, t.start, t.end, t.nbytes, t.values) for t in taken]
+
+
+def pack_report(report: Any, data: GuestData) -> tuple[Any, ...]:
+    """A report for a message; of an attempt also when it began and ended, and who ran it."""
     if isinstance(report, tuple):
         return report
+    if isinstance(report, Withdrawn):
+        return "withdrawn", list(report.tokens)
+    i = report.token % data.plan.n
+    when = (data.starts[i], data.ends[i], data.trail.crew[data.trail.by[i]])
     if isinstance(report, Raised):
-        return "raised", report.token, dump_exception(report.error), report.final
+        return "raised", report.token, when, dump_exception(report.error), report.final
     if isinstance(report, TimedOut):
-        return "timed_out", report.token
-    if isinstance(report, Crashed):
-        return "crashed", report.token, report.crash
-    return "withdrawn", list(report.tokens)
+        return "timed_out", report.token, when
+    return "crashed", report.token, when, report.crash

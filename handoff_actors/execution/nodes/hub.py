@@ -37,6 +37,7 @@ from handoff_actors.execution.nodes.guest import Abandon, GuestData, GuestRunner
 from handoff_actors.execution.nodes.messages import (
     SERVICE,
     VALUES,
+    AskCrew,
     Begin,
     Capacity,
     Carried,
@@ -204,15 +205,11 @@ class Hub:
 
     def _relay(self, key: ValueKey, node: str) -> Payload:
         """A value of a run of this node for somebody who cannot reach its node."""
+        data = self.runs[key.run[2]]
         try:
-            return self.fetcher.relay(key, node)
+            return self.fetcher.relay(key, node, data.trail)
         except ValueNotFoundError as error:
-            data = self.runs.get(key.run[2])
-            if (
-                data is not None
-                and data.ref is not None
-                and not isinstance(error.__cause__, NodeError)
-            ):
+            if data.ref is not None and not isinstance(error.__cause__, NodeError):
                 data.reports.append(Report(node, ("absent", key.index)))
                 data.ref.signal()
             raise
@@ -236,7 +233,7 @@ class Hub:
             elif isinstance(value, Located):
                 key = ValueKey(self.run_name(data.key), i, self.node)
                 wishes.append(Wish(i, key, value.node, value.nbytes, what))
-        for i, found, there in self.fetcher.bring(wishes, None):
+        for i, found, there in self.fetcher.bring(wishes, None, data.trail):
             if not there:
                 failed[i] = found
             elif isinstance(data.values[i], Located):
@@ -300,6 +297,9 @@ class Hub:
     def _on_call(self, peer: Peer, request: Any) -> Any:
         if isinstance(request, Many):
             return self._shelf.many(peer, request)
+        if isinstance(request, AskCrew):
+            guest = self.guests.get((peer.session, request.key))
+            return ((), (), ()) if guest is None else guest.crew()
         if request == _CLOCK:
             return perf_counter()
         raise HandoffError(f"node {self.node} cannot answer {describe(request)}")

@@ -169,6 +169,7 @@ class Outcomes:
         starts: by the guest's ``time.perf_counter()``.
         ends: the same.
         reports: what else there is to say, as ``guest.pack_report`` makes it.
+        moved: of what the guest has fetched since: index, source, start, end, bytes, values.
     """
 
     key: int
@@ -177,6 +178,14 @@ class Outcomes:
     starts: Sequence[float]
     ends: Sequence[float]
     reports: Sequence[tuple[Any, ...]]
+    moved: Sequence[tuple[int, str, float, float, int, int]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AskCrew:
+    """Who ran what of a run there; answered with indices, numbers of workers, and their names."""
+
+    key: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ def remake(hub: Hub, data: RunData, wanted: Sequence[int]) -> None:
             data.values[i] = made.values[i]
             data.away.made[i] = made.away.made.get(i, made.node)
             data.starts[i], data.ends[i] = made.starts[i], made.ends[i]
+        data.trail.transfers += made.trail.transfers
     finally:
         made.release()
 

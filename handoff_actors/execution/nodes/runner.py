@@ -19,7 +19,10 @@ from handoff_actors.execution.lossy_state import LossyState
 from handoff_actors.execution.nodes.abroad import Abroad, Report
 from handoff_actors.execution.run_data import MISSING
 from handoff_actors.execution.run_state import (
+    Crashed,
+    Raised,
     Step,
+    TimedOut,
     Withdrawn,
 )
 from handoff_actors.resources.capabilities import MICRO
@@ -131,6 +134,8 @@ class RunnerAbroad:
                 self._absent(said[1])
                 return None
             event = event.read()
+            if isinstance(event, (Raised, TimedOut, Crashed)):
+                self.away.note(event, said[2])
         self.away.left(event)
         return event
 

@@ -6,7 +6,7 @@ import sys
 from itertools import islice
 from typing import Any
 
-from handoff_actors.cluster.payload import dumps
+from handoff_actors.cluster.payload import Payload, dumps
 from handoff_actors.errors import SerializationError
 from handoff_actors.execution.nodes.messages import Located
 
@@ -14,7 +14,7 @@ CARRIED = 32 * 1024
 """Bytes of a value that travels with control, at most."""
 
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
-_TEXTS = frozenset({str, bytes})
+TEXTS = frozenset({str, bytes})
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _SAMPLE = 64
 
@@ -48,7 +48,13 @@ def size_of_flat(value: Any) -> int:
 def is_plain(value: Any) -> bool:
     """Whether it goes into a message as it is."""
     kind = type(value)
-    return kind in _SCALARS or (kind in _TEXTS and len(value) <= CARRIED)
+    return kind in _SCALARS or (kind in TEXTS and len(value) <= CARRIED)
+
+
+def carried_bytes(value: Any) -> int:
+    """Bytes of a value as it is in a message; 0 for a number, which is nothing beside it."""
+    kind = value.__class__
+    return value.nbytes if kind is Payload else len(value) if kind in TEXTS else 0
 
 
 def enclose(value: Any, node: str) -> Any:
