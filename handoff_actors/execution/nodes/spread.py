@@ -1,9 +1,12 @@
 """On which node each attempt of a run goes. Pure: nodes, outcomes and deadlines come as calls.
 
     ready ─▶ incoming ─▶ pinned, collocated or without cost ─▶ a node
-                     └─▶ backlog ─▶ the allocator, about what may fit now ─▶ a node
+                     └─▶ backlog ─▶ the index of nodes, or the user's allocator ─▶ a node
                                 └─▶ a few more behind what runs, while functions prove short
     a node that is not up ─▶ parked till it returns, or till that is overdue
+
+A placement by a built-in strategy takes O(log nodes): no outcome has all nodes, or all that waits,
+looked at. An allocator of the user's is told all of both, as its contract says.
 
 An attempt is in exactly one of these places, and on at most one node. What an allocator placed is
 counted against what is free there; what was only sent ahead is not, takes the place of what ends
@@ -13,19 +16,19 @@ before it, and is asked back when another node has room for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from handoff_actors.execution.placement import ask_allocator
 from handoff_actors.graph.plan import Plan
-from handoff_actors.resources.allocator import Request, place_free
+from handoff_actors.resources.allocator import LoadBalanced, Request
 from handoff_actors.resources.capabilities import MICRO, NodeCapacity
+from handoff_actors.resources.node_index import NodeIndex, cost_key
 
 AHEAD_SECONDS = 4e-3
 """How much work may wait at a node behind each attempt that runs there."""
 _MOST_AHEAD = 256
-_QUESTION = 256
-"""About how many attempts at most a built-in allocator is asked at a time."""
 
 
 class Site:
@@ -38,12 +41,14 @@ class Site:
         others: what is held there by others than this run.
         placed: per class, attempts there that count against what is free.
         ahead: per class, attempts that were sent ahead.
+        order: larger than those of the nodes that came before.
     """
 
-    __slots__ = ("ahead", "name", "others", "placed", "total", "up")
+    __slots__ = ("ahead", "name", "order", "others", "placed", "total", "up")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, order: int) -> None:
         self.name = name
+        self.order = order
         self.up = True
         self.total: Mapping[str, int] = {}
         self.others: Mapping[str, int] = {}
@@ -75,9 +80,9 @@ class Spread:
     """
 
     __slots__ = (
-        "_allocator", "_asked", "_backlog", "_costs", "_groups", "_here", "_incoming",
-        "_input_bytes", "_limit", "_means", "_number", "_own", "_plan", "_units", "parked",
-        "sites", "stay", "where",
+        "_ahead", "_allocator", "_asked", "_backlog", "_balanced", "_costs", "_depths", "_feasible",
+        "_groups", "_here", "_incoming", "_index", "_input_bytes", "_keys", "_limit", "_means",
+        "_number", "_own", "_plan", "_short", "_units", "parked", "sites", "stay", "where",
     )  # fmt: skip
 
     def __init__(
@@ -100,42 +105,71 @@ class Spread:
         self._units = [
             {name: amount / MICRO for name, amount in cost.items()} for cost in self._costs
         ]
+        self._keys = [cost_key(cost) for cost in self._costs]
+        self._balanced = isinstance(allocator, LoadBalanced)
+        self._index = NodeIndex()
+        self._feasible: dict[int, bool] = {}
+        self._ahead = 0
+        self._short: dict[int, dict[str, None]] = {}
+        self._depths: dict[int, int] = {}
         self._incoming: deque[int] = deque()
         self._backlog: dict[int, deque[tuple[int, int]]] = {}
         self._number = 0
         self._groups: dict[int, str] = {}
         self._means: dict[int, float] = {}
         self._asked: set[int] = set()
-        self.sites: dict[str, Site] = {here: Site(here)}
+        self.sites: dict[str, Site] = {}
         self.where: dict[int, str] = {}
         self.parked: dict[str, list[int]] = {}
         self.stay: set[int] = set()
+        self.node_up(here)
 
     # What nodes do.
 
     def capacity(self, name: str, total: Mapping[str, int], others: Mapping[str, int]) -> None:
         """What a node offers, and what of it is held by others; micro-units."""
         site = self.sites.get(name)
-        if site is not None:
-            site.total, site.others = total, others
+        if site is None or (site.total == total and site.others == others):
+            return
+        if site.total != total:
+            self._feasible.clear()
+        site.total, site.others = total, others
+        if site.up:
+            self._offer(site)
 
     def node_up(self, name: str) -> None:
         """A node may be given work: it has joined, returned, or been heard again."""
         site = self.sites.get(name)
         if site is None:
-            site = self.sites[name] = Site(name)
+            order = next(reversed(self.sites.values())).order + 1 if self.sites else 0
+            site = self.sites[name] = Site(name, order)
+            self._feasible.clear()
         site.up = True
+        self._offer(site)
+        for number in site.placed:
+            self._short.setdefault(number, {})[name] = None
         self._incoming.extendleft(reversed(self.parked.pop(name, ())))
+
+    def _offer(self, site: Site) -> None:
+        free = {name: total - site.others.get(name, 0) for name, total in site.total.items()}
+        for name, amount in self.charges(site.name).items():
+            free[name] = free.get(name, 0) - amount
+        self._index.offer(site.name, site.total, free)
 
     def node_suspect(self, name: str) -> None:
         """A node is silent: no new work; nothing else is said."""
         site = self.sites.get(name)
         if site is not None:
             site.up = False
+            self._index.offer(name, site.total, {})
 
     def node_down(self, name: str) -> list[int]:
         """A node is gone: the attempts that were on it, which are on no node now."""
-        self.sites.pop(name, None)
+        site = self.sites.pop(name, None)
+        if site is not None:
+            self._ahead -= sum(site.ahead.values())
+            self._index.remove(name)
+            self._feasible.clear()
         lost = [token for token, where in self.where.items() if where == name]
         for token in lost:
             del self.where[token]
@@ -161,8 +195,17 @@ class Spread:
         return [
             waiting[0][1]
             for number, waiting in self._backlog.items()
-            if waiting and not any(site.could(self._costs[number]) for site in self.sites.values())
+            if waiting and not self._is_feasible(number)
         ]
+
+    def _is_feasible(self, number: int) -> bool:
+        """Whether some node could run this class; looked at anew when nodes change."""
+        found = self._feasible.get(number)
+        if found is None:
+            cost = self._costs[number]
+            found = any(site.could(cost) for site in self.sites.values())
+            self._feasible[number] = found
+        return found
 
     # What attempts do.
 
@@ -184,8 +227,12 @@ class Spread:
             number = self._plan.class_of[token % self._plan.n]
             if site.ahead.get(number):
                 site.ahead[number] -= 1
+                self._ahead -= 1
+                self._short.setdefault(number, {})[name] = None
             else:
                 site.placed[number] -= 1
+                if site.up:
+                    self._index.give(name, self._keys[number])
 
     def took(self, token: int, seconds: float) -> None:
         """How long an attempt ran."""
@@ -210,7 +257,7 @@ class Spread:
     @property
     def is_ahead(self) -> bool:
         """Whether something was sent ahead."""
-        return any(count for site in self.sites.values() for count in site.ahead.values())
+        return self._ahead > 0
 
     def charges(self, name: str) -> dict[str, int]:
         """What the attempts placed on a node claim together, in micro-units."""
@@ -265,8 +312,13 @@ class Spread:
         self, token: int, site: Site, number: int, out: dict[str, list[int]], ahead: bool = False
     ) -> None:
         self.where[token] = site.name
-        counts = site.ahead if ahead else site.placed
-        counts[number] = counts.get(number, 0) + 1
+        if ahead:
+            self._ahead += 1
+            site.ahead[number] = site.ahead.get(number, 0) + 1
+        else:
+            site.placed[number] = site.placed.get(number, 0) + 1
+            self._index.take(site.name, self._keys[number])
+            self._short.setdefault(number, {})[site.name] = None
         batch = out.get(site.name)
         if batch is None:
             out[site.name] = [token]
@@ -274,34 +326,38 @@ class Spread:
             batch.append(token)
 
     def _by_bytes(self, i: int, group: int | None) -> str:
-        """The place of a function without cost."""
+        """The place of a function without cost: most input bytes, on a tie the first node."""
         sizes = self._input_bytes(i)
-        names: Collection[str] = [s.name for s in self.sites.values() if s.up]
-        if group is not None:
-            names = self._fit_for(group, names)
-            if not names:
-                return self._here
-        elif len(sizes) == 1 and self._here in sizes:
+        if group is None and len(sizes) == 1 and self._here in sizes:
             return self._here
-        name = place_free([Request(i, {}, sizes)], names)[i] if names else self._here
+        best = self.sites[self._here]
         if group is not None:
-            self._groups[group] = name
-        return name
+            fit = self._first_fit(group)
+            if fit is None:
+                return self._here
+            best = fit
+        rank = (sizes.get(best.name, 0), -best.order)
+        for name, size in sizes.items():
+            site = self.sites.get(name)
+            if (
+                site is not None
+                and site.up
+                and (size, -site.order) > rank
+                and (group is None or self._fits(group, site))
+            ):
+                best, rank = site, (size, -site.order)
+        if group is not None:
+            self._groups[group] = best.name
+        return best.name
 
-    def _fit_for(self, group: int, names: Iterable[str]) -> list[str]:
-        """The nodes on which every function of a group could run."""
-        costs = {self._plan.class_of[i]: None for i in self._plan.groups[group]}
-        return [
-            name for name in names if all(self.sites[name].could(self._costs[c]) for c in costs)
-        ]
+    def _fits(self, group: int, site: Site) -> bool:
+        """Whether every function of a group could run on a node."""
+        numbers = {self._plan.class_of[i]: None for i in self._plan.groups[group]}
+        return all(site.could(self._costs[number]) for number in numbers)
 
-    def _free(self, site: Site) -> dict[str, int]:
-        free = {name: total - site.others.get(name, 0) for name, total in site.total.items()}
-        for number, count in site.placed.items():
-            if count:
-                for name, amount in self._costs[number].items():
-                    free[name] = free.get(name, 0) - amount * count
-        return free
+    def _first_fit(self, group: int) -> Site | None:
+        sites = (site for site in self.sites.values() if site.up)
+        return next((site for site in sites if self._fits(group, site)), None)
 
     def _allocate(self, out: dict[str, list[int]]) -> None:
         classes = self._plan.classes
@@ -309,38 +365,66 @@ class Spread:
             if waiting and classes[number].group is not None:
                 self._place_group(number, out)
         room = None if self._limit is None else max(0, self._limit - len(self.where))
-        free = self._free_of_all()
-        asked: list[tuple[int, int, int]] = []
-        for number, waiting in self._backlog.items():
-            if not waiting or classes[number].group is not None:
+        queues = {
+            number: waiting
+            for number, waiting in self._backlog.items()
+            if waiting and classes[number].group is None
+        }
+        if not queues or room == 0:
+            return
+        if self._own:
+            asked = sorted((*entry, number) for number in queues for entry in queues[number])
+            self._ask(asked[:room], out)
+        else:
+            self._place_oldest(queues, room, out)
+            if self._limit is None:
+                self._send_ahead(out)
+
+    def _place_oldest(
+        self,
+        queues: Mapping[int, deque[tuple[int, int]]],
+        room: int | None,
+        out: dict[str, list[int]],
+    ) -> None:
+        """Place by a built-in strategy, oldest first, until nothing more fits."""
+        heads = [(*queue[0], number) for number, queue in queues.items()]
+        heapify(heads)
+        while heads and room != 0:
+            _, token, number = heads[0]
+            name = self._choose(number, token)
+            if name is None:  # nothing of this cost fits now: the younger ones need not be tried
+                heappop(heads)
                 continue
-            count = len(waiting)
-            if not self._own:
-                slots = sum(_slots(amounts, self._costs[number]) for amounts in free.values())
-                count = min(slots, count, _QUESTION)
-            asked.extend((*waiting[k], number) for k in range(count))
-        asked.sort()
-        asked = asked[:room]
-        if asked:
-            self._ask(asked, free, out)
-        if not self._own and self._limit is None:
-            self._send_ahead(out)
+            queue = queues[number]
+            queue.popleft()
+            self._put(token, self.sites[name], number, out)
+            room = None if room is None else room - 1
+            if queue:
+                heapreplace(heads, (*queue[0], number))
+            else:
+                heappop(heads)
+
+    def _choose(self, number: int, token: int) -> str | None:
+        key = self._keys[number]
+        if self._balanced:
+            return self._index.load_balanced(key, self._input_bytes(token % self._plan.n))
+        return self._index.first_available(key)
 
     def _free_of_all(self) -> dict[str, dict[str, int]]:
-        return {site.name: self._free(site) for site in self.sites.values() if site.up}
+        return {site.name: self._index.free(site.name) for site in self.sites.values() if site.up}
 
     def _ask(
         self,
         asked: Sequence[tuple[int, int, int]],
-        free: Mapping[str, Mapping[str, int]],
         out: dict[str, list[int]],
     ) -> None:
+        """Have the user's allocator place what waits."""
         plan, n = self._plan, self._plan.n
         requests = [
             Request(plan.ids[token % n], self._units[number], self._input_bytes(token % n))
             for _, token, number in asked
         ]
-        answer = ask_allocator(self._allocator, requests, self._capacities(free), check=self._own)
+        answer = ask_allocator(self._allocator, requests, self._capacities(self._free_of_all()))
         gone: set[int] = set()
         for _, token, number in asked:
             name = answer.get(plan.ids[token % n])
@@ -365,13 +449,9 @@ class Spread:
         assert group is not None
         waiting = self._backlog[number]
         if group not in self._groups:
-            free = self._free_of_all()
-            names = self._fit_for(group, free)
-            i = waiting[0][1] % self._plan.n
-            request = Request(self._plan.ids[i], self._units[number], self._input_bytes(i))
-            nodes = self._capacities({name: free[name] for name in names})
-            answer = ask_allocator(self._allocator, [request], nodes, check=self._own)
-            name = answer.get(request.id)
+            name = None if self._own else self._choose(number, waiting[0][1])
+            if self._own or (name is not None and not self._fits(group, self.sites[name])):
+                name = self._ask_for_group(group, number, waiting[0][1] % self._plan.n)
             if name is None:
                 return
             self._groups[group] = name
@@ -381,6 +461,17 @@ class Spread:
             waiting.clear()
         while waiting and (self._limit is None or len(self.where) < self._limit):
             self._put(waiting.popleft()[1], site, number, out)
+
+    def _ask_for_group(self, group: int, number: int, i: int) -> str | None:
+        """Where the group goes if its function ``i`` is asked about, and all of it is to fit."""
+        request = Request(self._plan.ids[i], self._units[number], self._input_bytes(i))
+        free = {
+            name: amounts
+            for name, amounts in self._free_of_all().items()
+            if self._fits(group, self.sites[name])
+        }
+        nodes = self._capacities(free)
+        return ask_allocator(self._allocator, [request], nodes, check=self._own).get(request.id)
 
     # Work that is sent ahead.
 
@@ -394,23 +485,35 @@ class Spread:
         if mean is None or self._plan.classes[number].group is not None:
             return
         depth = min(_MOST_AHEAD, int(AHEAD_SECONDS / max(mean, 1e-9)))
-        for site in self.sites.values():
-            if not site.up:
-                continue
-            count = depth * site.placed.get(number, 0) - site.ahead.get(number, 0)
-            while count > 0 and queue:
-                self._put(queue.popleft()[1], site, number, out, ahead=True)
-                count -= 1
+        if not depth:
+            return
+        short = self._short.setdefault(number, {})
+        before = self._depths.get(number, 0)
+        if depth >= 2 * before or depth < before // 2:
+            # Only a depth that is really another one has all nodes looked at.
+            self._depths[number] = depth
+            short.update(dict.fromkeys(self.sites))
+        while short and queue:
+            name = next(iter(short))
+            site = self.sites.get(name)
+            if site is not None and site.up:
+                count = depth * site.placed.get(number, 0) - site.ahead.get(number, 0)
+                while count > 0 and queue:
+                    self._put(queue.popleft()[1], site, number, out, ahead=True)
+                    count -= 1
+                if count > 0:
+                    return
+            del short[name]
 
     def ask_back(self) -> dict[str, list[int]]:
         """What should come back from the nodes where it waits, as another has room for it."""
         asked: dict[str, list[int]] = {}
-        for number in range(len(self._costs)):
+        for number in range(len(self._costs) if self._ahead else 0):
             victims = [s for s in self.sites.values() if s.ahead.get(number)]
             if not victims or self._backlog.get(number):
                 continue
             cost = self._costs[number]
-            room = {s.name: _slots(self._free(s), cost) for s in self.sites.values() if s.up}
+            room = {name: _slots(free, cost) for name, free in self._free_of_all().items()}
             for victim in victims:
                 count = min(
                     victim.ahead[number],
