@@ -7,8 +7,8 @@ for one request at a time, and gives the same answers, but remembers between que
 * ``load_balanced`` keeps a heap for each cost that was ever asked for.
 
 So a decision, and each change of a node, takes O(log nodes) for each different cost, and no scan
-of them: what an orchestrator of thousands of nodes needs (``execution/nodes/spread.py`` asks the
-allocators, which is as quick up to some hundred nodes). A property test compares the two.
+of them. What runs over nodes are placed by, and the simulator. Property tests compare it with the
+allocators.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,7 @@ class Abroad:
         spread: where its attempts are.
         made: the nodes that made values, by index; the others were made here.
         preset: functions that need not run, when only some are to.
+        stale: nodes on which other runs hold more or less than when this one last looked.
     """
 
     def __init__(self, data: RunData, hub: Hub) -> None:
@@ -151,6 +152,7 @@ class Abroad:
         self._book = CodeBook(plan, data.dag_id)
         self._cut: list[int] = []
         self._version = -1
+        self.stale: set[str] = set()
         self._plain = all(is_plain(v) for v in data.values[plan.n :])
         for peer in hub.up():
             self.spread.node_up(peer.name)
@@ -202,8 +204,7 @@ class Abroad:
             AllocationError: the allocator raised, or its answer cannot be used.
         """
         spread, here = self.spread, self.data.node
-        if self._version != self.hub.version or spread.waits:
-            self._look_at_capacities()
+        self._look_at_capacities()
         local: list[int] = []
         failed: list[Raised] = []
         while True:
@@ -222,14 +223,41 @@ class Abroad:
             for token in again:
                 spread.ended(token)
             spread.ready(again)
+        self._tell_others()
         return local, failed
 
+    def look_again(self) -> None:
+        """Whatever was heard: look at what is free on all nodes before the next placement."""
+        self._version = -1
+
+    def _tell_others(self) -> None:
+        """What this run holds on some nodes has changed: the other runs of this node look there."""
+        moved = self.spread.moved
+        if moved:
+            running = self.hub.running
+            if len(running) > 1:
+                for other in list(running.values()):
+                    if other is not self:
+                        other.stale.update(moved)
+            moved.clear()
+
     def _look_at_capacities(self) -> None:
-        self._version = self.hub.version
-        for name in self.spread.sites:
+        """Heed what has changed on nodes: where it is known which, on those alone."""
+        names: Iterable[str] = ()
+        if self._version != self.hub.version:
+            self._version = self.hub.version
+            self.stale.clear()
+            names = self.spread.sites
+        else:
+            names = [name for name in self._taken_stale() if name in self.spread.sites]
+        for name in names:
             found = self.hub.capacity(name, self)
             if found is not None:
                 self.spread.capacity(name, *found)
+
+    def _taken_stale(self) -> Iterator[str]:
+        while self.stale:
+            yield self.stale.pop()  # other threads add to it meanwhile
 
     def _input_bytes(self, i: int) -> Mapping[str, int]:
         data = self.data
@@ -446,6 +474,7 @@ class Abroad:
         if last >= 0:
             i = last % n
             spread.took(last, ends[i] - starts[i])
+        self._tell_others()
 
     def left(self, event: Any) -> None:
         """An attempt has ended in another way."""
@@ -454,6 +483,7 @@ class Abroad:
                 self.spread.ended(token)
         elif isinstance(event, (Raised, TimedOut, Crashed)):
             self.spread.ended(event.token)
+        self._tell_others()
 
     def freed(self, indices: Sequence[int]) -> None:
         """Nobody needs these values any more."""
@@ -469,7 +499,7 @@ class Abroad:
     def node_up(self, peer: Peer) -> None:
         """A node has joined or returned, or is heard again."""
         self.spread.node_up(peer.name)
-        self._version = -1
+        self.look_again()
 
     def node_suspect(self, peer: Peer) -> None:
         """A node is silent."""
@@ -581,6 +611,7 @@ class Abroad:
 
     def end(self) -> None:
         """The run is over: guests cancel what they run and keep what they made."""
+        self.hub.over(self.data.key)
         for site in list(self._sites.values()):
             site.post(End(self.data.key))
 

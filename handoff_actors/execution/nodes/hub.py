@@ -7,6 +7,7 @@ is for, tells them who comes and goes, gives out values, and tells the others wh
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
@@ -91,7 +92,9 @@ class Hub:
         self.node = cluster.node
         self.incarnation = cluster.incarnation
         self.fetcher = Fetcher(cluster)
+        self._versions = itertools.count(1)
         self.version = 0
+        self.running: dict[int, Abroad] = {}
         self.runs: dict[int, RunData] = {}
         self.guests: dict[tuple[str, int], GuestData] = {}
         self._by_name: dict[RunName, GuestData] = {}
@@ -127,6 +130,7 @@ class Hub:
         """A run of this node may use other nodes."""
         data.away = Abroad(data, self)
         self.runs[data.key] = data
+        self.running[data.key] = data.away
 
     def new_key(self) -> int:
         """A key for a run that no desk has admitted."""
@@ -135,6 +139,17 @@ class Hub:
     def forget(self, key: int) -> None:
         """A run of this node is released."""
         self.runs.pop(key, None)
+        self.over(key)
+
+    def over(self, key: int) -> None:
+        """A run of this node has ended: what it had placed is free for the others."""
+        if self.running.pop(key, None) is not None:
+            self.news()
+
+    def news(self) -> None:
+        """What is free somewhere has changed: runs look at all nodes before they place again."""
+        # Any thread; a number is never used twice, so no reader takes a change for none.
+        self.version = next(self._versions)
 
     def run_name(self, key: int) -> RunName:
         """What a run of this node is called everywhere."""
@@ -166,9 +181,9 @@ class Hub:
             said = (to_micro(peer.facts.get("capabilities", {}), "capabilities"), {})
         total, others = said
         sums = dict(others)
-        for other in list(self.runs.values()):
-            if other.key != key and other.away is not None and not other.over:
-                for resource, amount in other.away.spread.charges(name).items():
+        for other_key, other in list(self.running.items()):
+            if other_key != key and not other.data.over:
+                for resource, amount in other.spread.charges(name).items():
                     sums[resource] = sums.get(resource, 0) + amount
         return total, sums
 
@@ -252,7 +267,7 @@ class Hub:
         elif isinstance(message, Capacity):
             self._capacities[peer.session] = (message.total, message.others)
             self._totals[peer.name] = message.total
-            self.version += 1
+            self.news()
             for data in list(self.runs.values()):
                 if data.ref is not None and not data.over and data.away is not None:
                     data.ref.mailbox.signal_elsewhere()
@@ -317,6 +332,7 @@ class Hub:
             self._capacities.pop(peer.session, None)
             self._said.pop(peer.session, None)
             self._offsets.pop(peer.session, None)
+        self.news()
         if not isinstance(event, PeerFacts) or not peer.takes_work:
             for data in list(self.runs.values()):
                 if data.ref is not None and not data.over:
@@ -340,6 +356,7 @@ class Hub:
 
     def changed(self) -> None:
         """Claims or capabilities of this node have changed: say so soon. Any thread."""
+        self.news()
         with self._lock:
             if self._saying or self._closed:
                 return
@@ -365,7 +382,7 @@ class Hub:
             for resource, amount in claim.amounts.items():
                 sums[resource] = sums.get(resource, 0) + amount
         self._held = held
-        self.version += 1
+        self.news()
         total = self._offered_here()
         for peer in peers:
             theirs = {

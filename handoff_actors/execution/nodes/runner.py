@@ -111,6 +111,7 @@ class RunnerAbroad:
                 self._give_up_hope()
         elif isinstance(message, Look):
             self._looking = False
+            away.look_again()
             self._look()
         elif isinstance(message, Infeasible):
             self._infeasible(message)

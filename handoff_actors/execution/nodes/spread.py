@@ -77,12 +77,13 @@ class Spread:
         where: the node of each attempt that is on one, oldest first.
         parked: attempts that wait for a node that is not up, by its name.
         stay: functions that can run nowhere but here.
+        moved: nodes on which this run holds more or less than when it was last cleared.
     """
 
     __slots__ = (
         "_ahead", "_allocator", "_asked", "_backlog", "_balanced", "_costs", "_depths", "_feasible",
         "_groups", "_here", "_incoming", "_index", "_input_bytes", "_keys", "_limit", "_means",
-        "_number", "_own", "_plan", "_short", "_units", "parked", "sites", "stay", "where",
+        "_number", "_own", "_plan", "_short", "_units", "moved", "parked", "sites", "stay", "where",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +123,7 @@ class Spread:
         self.where: dict[int, str] = {}
         self.parked: dict[str, list[int]] = {}
         self.stay: set[int] = set()
+        self.moved: set[str] = set()
         self.node_up(here)
 
     # What nodes do.
@@ -231,6 +233,7 @@ class Spread:
                 self._short.setdefault(number, {})[name] = None
             else:
                 site.placed[number] -= 1
+                self.moved.add(name)
                 if site.up:
                     self._index.give(name, self._keys[number])
 
@@ -317,6 +320,7 @@ class Spread:
             site.ahead[number] = site.ahead.get(number, 0) + 1
         else:
             site.placed[number] = site.placed.get(number, 0) + 1
+            self.moved.add(site.name)
             self._index.take(site.name, self._keys[number])
             self._short.setdefault(number, {})[site.name] = None
         batch = out.get(site.name)
