@@ -78,6 +78,7 @@ class Bulk:
         self._pinned: dict[int, Sequence[Buffer]] = {}
         self._lock = threading.Lock()
         self._idle: list[Stream] = []
+        self._busy: set[Stream] = set()
         self._closed = False
         self._unreadable = 0  # how often in a row the other process's memory was not readable
 
@@ -121,7 +122,7 @@ class Bulk:
     def serve(self, stream: Stream) -> None:
         """Give values over a connection until it ends; on the thread that accepted it."""
         try:
-            while True:
+            while self._begin(stream):
                 stream.set_deadline(None)
                 (token,) = _REQUEST.unpack(stream.read_exactly(_REQUEST.size))
                 try:
@@ -137,8 +138,20 @@ class Bulk:
         except (OSError, EOFError):
             return
         finally:
+            self._ended(stream)
             stream.shutdown()
             stream.close()
+
+    def _begin(self, stream: Stream) -> bool:
+        """A connection is in use; False if the link is gone, with which it ends."""
+        with self._lock:
+            if not self._closed:
+                self._busy.add(stream)
+            return not self._closed
+
+    def _ended(self, stream: Stream) -> None:
+        with self._lock:
+            self._busy.discard(stream)
 
     def piece(self, token: int, part: int, start: int) -> bytes:
         """Some bytes of a value, for who cannot connect to this node."""
@@ -155,8 +168,7 @@ class Bulk:
         if isinstance(found, Payload):
             return found
         try:
-            check_memory(sum(found.sizes), self._link.name)
-            parts = [_room(size) for size in found.sizes]
+            parts = room_for(found.sizes, self._link.name)
             self._fill(found, parts, deadline)
         finally:
             self._link.free(found.token)
@@ -179,6 +191,8 @@ class Bulk:
             self._over_link(found, parts, deadline)
             return
         try:
+            if not self._begin(stream):
+                raise EOFError("the link is gone")
             stream.set_deadline(deadline - time.monotonic())
             stream.send_all(_REQUEST.pack(found.token))
             (there,) = _REPLY.unpack(stream.read_exactly(_REPLY.size))
@@ -186,10 +200,12 @@ class Bulk:
                 for part in parts:
                     stream.read_into(memoryview(part))
         except (OSError, EOFError) as error:
+            self._ended(stream)
             stream.close()
             if link.state == "down":
                 raise link.down_error() from error
             raise _late(found, link) from error
+        self._ended(stream)
         with self._lock:
             if not self._closed and len(self._idle) < _IDLE:
                 self._idle.append(stream)
@@ -205,7 +221,7 @@ class Bulk:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return self._link.mesh.dial_transfer(self._link, deadline - time.monotonic())
+        return self._link.mesh.joining.dial_transfer(self._link, deadline - time.monotonic())
 
     def _over_link(self, found: Offer, parts: list[Buffer], deadline: float) -> None:
         for number, part in enumerate(parts):
@@ -240,6 +256,9 @@ class Bulk:
             self._closed = True
             self._pinned.clear()
             idle, self._idle = self._idle, []
+            # Whoever reads or writes one of these finds its end, and closes it.
+            for stream in self._busy:
+                stream.shutdown()
         for stream in idle:
             stream.close()
 
@@ -268,6 +287,23 @@ def check_memory(size: int, node: str) -> None:
             f"a value of {size / 1e6:,.0f} MB on node {node!r} does not fit into the "
             f"{left / 1e6:,.0f} MB of memory that are left here"
         )
+
+
+def room_for(sizes: Sequence[int], node: str) -> list[Buffer]:
+    """Memory of our own for the parts of a value.
+
+    Raises:
+        MemoryError: there is not so much.
+    """
+    size = sum(sizes)
+    check_memory(size, node)
+    try:
+        return [_room(part) for part in sizes]
+    except (MemoryError, OSError) as error:  # a mapping that cannot be had is an OSError
+        raise MemoryError(
+            f"a value of {size / 1e6:,.0f} MB on node {node!r} does not fit here: this process "
+            f"gets no more memory ({error or 'out of memory'})"
+        ) from error
 
 
 def memory_left() -> int | None:

@@ -129,7 +129,7 @@ class MembershipKeeper(Actor):
         links = {link.session: link for link in mesh.links()}
         for effect in effects:
             if isinstance(effect, Dial):
-                mesh.carriers.submit(functools.partial(mesh.redial, effect.card))
+                mesh.carriers.submit(functools.partial(mesh.joining.redial, effect.card))
                 continue
             link = links.get(getattr(effect, "session", ""))
             if link is None:

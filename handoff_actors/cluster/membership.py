@@ -3,7 +3,7 @@
     Offered   somebody dialled us and wants to be a peer    → Accept, Refuse, or Probe first
     Dialled   we dialled somebody, who accepted             → Accept, or Close
     Ended     a link is gone
-    Learnt    others told of nodes                          → dialled at the next ticks, if missing
+    Learnt    others told of nodes                          → dialled soon, if missing, and again
     Missed    a dial failed
     Left      the user disconnects from a node              → Close
     Tick      time has passed; how long each link is silent → Suspect, Back, Close, Dial
@@ -11,8 +11,9 @@
 ``handle(event)`` returns the effects, in order, and changes ``members``. Guarantees: one link to
 one name; a name that is up is given to no other life; a node that was left is not dialled again; a
 silent node is suspect after ``SUSPECT`` of its limit and down after all of it, but never because
-this process itself was asleep; a node that went down is dialled again, ever more seldom, until it
-is back, was left, or ``FORGOTTEN`` seconds have passed.
+this process itself was asleep; a node that went down, or of which others told and that could not be
+reached, is dialled again, ever more seldom, until it is there, was left, or ``FORGOTTEN`` seconds
+have passed.
 """
 
 from __future__ import annotations
@@ -392,7 +393,12 @@ class Membership:
             if due <= event.now:
                 del self._learnt[name]
                 if self._wanted(card):
+                    # Until it is reached it is one that is down: it is dialled again like those.
+                    self.members[name] = Member(
+                        card, "down", None, since=event.now, due=event.now + _UNTOLD
+                    )
                     effects.append(Dial(card))
+                    self._forget()
         return effects
 
     def _judge(self, silent: Mapping[str, float]) -> list[Effect]:

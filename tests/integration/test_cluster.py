@@ -120,6 +120,58 @@ def test_names_are_unique(node: Make) -> None:
     assert a.nodes() == ["b"]
 
 
+def test_who_joins_under_a_name_that_a_later_one_knows_is_as_if_it_never_had(
+    node: Make, eventually: Callable[..., None]
+) -> None:
+    seed, third, first, second = node("seed"), node("third"), node("same"), node("same")
+    first.cluster().apart.add("seed")  # so that only the third node knows it
+    third.connect(seed.address)
+    first.connect(third.address)
+    assert (seed.nodes(), first.nodes()) == (["third"], ["third"])
+    with pytest.raises(handoff.NameTakenError, match="'same' already"):
+        second.connect(seed.address)
+    assert second.nodes() == []
+    eventually(lambda: seed.nodes() == ["third"])
+    assert third.nodes() == ["same", "seed"]
+    assert third.node_info("same").address == first.address
+    assert seed.cluster().known()["same"].left
+
+
+def test_clusters_that_have_a_name_in_common_are_not_joined(node: Make) -> None:
+    a, one, b, other = node("a"), node("x"), node("b"), node("x")
+    one.connect(a.address)
+    other.connect(b.address)
+    with pytest.raises(handoff.NameTakenError, match="has a node 'x', and so has this one"):
+        b.connect(a.address)
+    assert (a.nodes(), b.nodes()) == (["x"], ["x"])
+    other.stop()
+    assert b.connect(a.address) == "a"
+    assert (a.nodes(), b.nodes()) == (["b", "x"], ["a", "x"])
+    assert b.node_info("x").address == one.address
+
+
+def test_two_nodes_that_cannot_reach_each_other_keep_nobody_out(
+    node: Make, eventually: Callable[..., None], caplog: Any
+) -> None:
+    a, b, c = (node(name) for name in "abc")
+    b.cluster().apart.add("c")
+    c.cluster().apart.add("b")
+    b.connect(a.address)
+    began = time.monotonic()
+    assert c.connect(a.address, 3.0) == "a"
+    assert time.monotonic() - began < 3.0
+    apart = [r.getMessage() for r in caplog.records if "nodes_apart" in r.getMessage()]
+    assert len(apart) == 1
+    assert "one='b' other='c' error=\"the link to 'b' is cut" in apart[0]
+    assert (a.nodes(), b.nodes(), c.nodes()) == (["b", "c"], ["a"], ["a"])
+    eventually(lambda: "c" in b.cluster().known() and "b" in c.cluster().known())
+    assert (b.node_info("c").state, c.node_info("b").state) == ("down", "down")
+    # They go on trying, and nobody has to do anything.
+    b.cluster().apart.clear()
+    c.cluster().apart.clear()
+    eventually(lambda: b.nodes() == ["a", "c"] and c.nodes() == ["a", "b"])
+
+
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":99999", "::1:80", 7, None])
 def test_what_is_no_address_is_refused(node: Make, address: Any) -> None:
     with pytest.raises(handoff.ConfigurationError, match="host:port"):
@@ -593,7 +645,7 @@ def test_who_has_the_key_reaches_four_methods_and_no_more(node: Make) -> None:
     from multiprocess import managers
 
     caller = Caller(place, key)
-    assert caller.call("greet").name == "a"
+    assert caller.call("greet").card.name == "a"
     for method in ("close", "__init__", "serve", "membership", "_dial", "__reduce__"):
         with pytest.raises((handoff.HandoffError, AttributeError)):
             caller.call(method)
