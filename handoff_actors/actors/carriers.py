@@ -3,7 +3,8 @@
 An actor has no thread of its own. A job (draining a mailbox, running functions) is carried by the
 thread that was parked last, or by a new one; so a thousand idle actors cost no thread, and a job
 never waits behind another. ``defer`` is for a job that should follow the one in progress on the
-same thread: a hop to another thread costs more than most jobs do.
+same thread: a hop to another thread costs more than most jobs do. A carrier may have a ``Duty``, a
+loop that does brief jobs in between, and loses it to another one when a job is not brief.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from typing import TYPE_CHECKING
 
 from handoff_actors.events import log
+
+if TYPE_CHECKING:
+    from handoff_actors.actors.duty import Duty
 
 Job = Callable[[], None]
 
@@ -23,7 +28,20 @@ _AGAIN = 0.05
 """Seconds until a thread that could not be started is asked for again."""
 
 
-class _Carrier(threading.Thread):
+class Carrier(threading.Thread):
+    """One thread of the set.
+
+    Args:
+        owner: the set.
+        name: of the thread.
+        job: its first.
+
+    Attributes:
+        deferred: what follows the job in progress.
+        busy: whether the job in progress will go on for long.
+        duty: what it attends to between brief jobs.
+    """
+
     def __init__(self, owner: Carriers, name: str, job: Job | None) -> None:
         super().__init__(name=name, daemon=True)
         self.owner = owner
@@ -32,20 +50,17 @@ class _Carrier(threading.Thread):
         self.wake.acquire()
         self.deferred: deque[Job] = deque()
         self.busy = False
+        self.duty: Duty | None = None
 
     def run(self) -> None:
+        """Do jobs, until there is none for long."""
         _local.carrier = self
         owner = self.owner
         deferred, backlog = self.deferred, owner.backlog
         while (job := self.job) is not None:
             self.job = None
             while True:
-                try:
-                    job()
-                except BaseException as error:  # one job must not end its carrier
-                    # Jobs have walls of their own; what still arrives here is our bug.
-                    log.error("carrier_job_raised", exc_info=error)
-                self.busy = False
+                self.do(job)
                 if deferred:
                     job = deferred.popleft()
                 elif not backlog or (job := owner.waiting()) is None:
@@ -54,9 +69,18 @@ class _Carrier(threading.Thread):
             owner.park(self)
         owner.gone(self)
 
+    def do(self, job: Job) -> None:
+        """One job, on this thread."""
+        try:
+            job()
+        except BaseException as error:  # one job must not end its carrier
+            # Jobs have walls of their own; what still arrives here is our bug.
+            log.error("carrier_job_raised", exc_info=error)
+        self.busy = False
+
 
 class _Local(threading.local):
-    carrier: _Carrier | None = None
+    carrier: Carrier | None = None
 
 
 _local = _Local()
@@ -72,9 +96,9 @@ class Carriers:
     def __init__(self, name: str) -> None:
         self._name = name
         self._numbers = count(1)
-        self._parked: deque[_Carrier] = deque()
+        self._parked: deque[Carrier] = deque()
         self._lock = threading.Lock()
-        self._all: set[_Carrier] = set()
+        self._all: set[Carrier] = set()
         self._closed = False
         self.backlog: deque[Job] = deque()
         self._retry: Callable[[float, Callable[[], None]], object] | None = None
@@ -93,7 +117,7 @@ class Carriers:
             carrier.wake.release()
 
     def _hire(self, job: Job) -> None:
-        carrier = _Carrier(self, f"{self._name}-{next(self._numbers)}", job)
+        carrier = Carrier(self, f"{self._name}-{next(self._numbers)}", job)
         with self._lock:
             self._all.add(carrier)
         try:
@@ -128,10 +152,20 @@ class Carriers:
         """Say how to try again later when a thread could not be started."""
         self._retry = call_later
 
-    def defer(self, job: Job) -> None:
-        """Carry ``job`` on this thread after its current job, if it is ours and not busy."""
+    def defer(self, job: Job, *, brief: bool = False) -> None:
+        """Carry ``job`` on this thread after its current job, if it is ours and not busy.
+
+        Args:
+            job: what is to be done.
+            brief: it will not take long, as far as is known: a thread with a duty takes it too.
+        """
         carrier = _local.carrier
-        if carrier is not None and carrier.owner is self and not carrier.busy:
+        if (
+            carrier is not None
+            and carrier.owner is self
+            and not carrier.busy
+            and (brief or carrier.duty is None)
+        ):
             carrier.deferred.append(job)
         else:
             self.submit(job)
@@ -145,18 +179,27 @@ class Carriers:
                 self.release_deferred()
 
     def release_deferred(self) -> None:
-        """Hand what this thread deferred to other threads: to be called before blocking."""
+        """Hand what this thread deferred to other threads: to be called before blocking.
+
+        Its duty, too, if it is at a job.
+        """
         carrier = _local.carrier
         if carrier is not None:
+            if carrier.duty is not None:
+                carrier.duty.leave(carrier)
             while carrier.deferred:
                 carrier.owner.submit(carrier.deferred.popleft())
 
+    def current(self) -> Carrier | None:
+        """The calling thread, if it is one of this set."""
+        carrier = _local.carrier
+        return carrier if carrier is not None and carrier.owner is self else None
+
     def carries_current_thread(self) -> bool:
         """Whether the calling thread is one of this set."""
-        carrier = _local.carrier
-        return carrier is not None and carrier.owner is self
+        return self.current() is not None
 
-    def park(self, carrier: _Carrier) -> None:
+    def park(self, carrier: Carrier) -> None:
         """Wait for the next job, which is then in ``carrier.job``; None means: end."""
         if self._closed:
             return
@@ -168,14 +211,14 @@ class Carriers:
             if self._unpark(carrier):
                 return
 
-    def _unpark(self, carrier: _Carrier) -> bool:
+    def _unpark(self, carrier: Carrier) -> bool:
         try:
             self._parked.remove(carrier)
         except ValueError:
             return False
         return True
 
-    def gone(self, carrier: _Carrier) -> None:
+    def gone(self, carrier: Carrier) -> None:
         """Forget a thread that ends."""
         with self._lock:
             self._all.discard(carrier)

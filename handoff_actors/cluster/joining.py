@@ -352,14 +352,7 @@ class Joining:
                 raise self._own_name_taken(card)
         link = Link(mesh, theirs, session, caller.take())
         mesh.begun(link)
-        reader = threading.Thread(
-            target=link.run, name=f"handoff-{mesh.node}-link-{link.name}", daemon=True
-        )
-        try:
-            reader.start()
-        except RuntimeError:  # no more threads
-            link.end()
-            raise
+        link.run()
         if mesh.card.facts is not told:
             link.tell_facts(dumps(mesh.card.facts, "facts"))
         return replace(answer, others=mesh.relayed(answer.others, theirs))

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from handoff_actors.actors.duty import Duty
 from handoff_actors.cluster import bulk
 from handoff_actors.cluster.framing import FrameReader, Slots, frame, payload_of, push
 from handoff_actors.cluster.membership import Card
@@ -82,6 +83,8 @@ class Link(Peer):
         self._slots = Slots()
         self._rest: list[Any] = []
         self._sent = time.monotonic()
+        self._reading = Duty(mesh.carriers, mesh.timers, self._read)
+        self._reader: FrameReader | None = None
 
     # Sending.
 
@@ -104,6 +107,7 @@ class Link(Peer):
 
     def request(self, kind: int, service: str, payload: Payload, timeout: float) -> Future:
         """Send something that wants an answer within ``timeout`` seconds."""
+        self.mesh.carriers.release_deferred()  # code that waits may be what this thread reads for
         future: Future = concurrent.futures.Future()
         number = next(self._numbers)
         timer = self.mesh.timers.call_later(
@@ -206,29 +210,39 @@ class Link(Peer):
     # Receiving.
 
     def run(self) -> None:
-        """Read until the end; called once, on a thread that has nothing else to do."""
+        """Read until the end, on carriers; called once."""
+        self._reading.begin()
+
+    def _open(self) -> FrameReader:
         self.told_up.wait(5.0)
         self._writable = True
         self._sending.release()
         if self._outgoing and self._sending.acquire(blocking=False):
             self._drain()
-        reader = FrameReader(self.stream, _LIMIT)
+        return FrameReader(self.stream, _LIMIT)
+
+    def _read(self) -> None:
+        """Read until the end, or until another thread does."""
         try:
+            if self._reader is None:
+                self._reader = self._open()
+            read, do_jobs = self._reader.read, self._reading.do_jobs
             while True:
-                (session, entries, slots), buffers = reader.read()  # type: ignore[misc]
+                (session, entries, slots), buffers = read()  # type: ignore[misc]
                 if session != self.session:
                     log.warning("strange_session", node=self.mesh.node, peer=self.name)
                     continue
                 for kind, number, service, slot in entries:
                     self._receive(kind, number, service, payload_of(slots[slot], buffers))
+                if not do_jobs():
+                    return
         except (EOFError, OSError) as error:
             if not isinstance(error, EOFError) and self.state != "down":
                 self.reason = f"its connection broke: {error}"
-        except Exception as error:
+        except BaseException as error:
             self.reason = f"it sent what cannot be read: {error}"
             log.error("link_failed", node=self.mesh.node, peer=self.name, exc_info=error)
-        finally:
-            self.end()
+        self.end()
 
     def _receive(self, kind: int, number: int, service: str, payload: Payload) -> None:
         mesh = self.mesh

@@ -46,6 +46,9 @@ class Lane(Protocol):
     def stop(self) -> None:
         """The run is over: let go of what can be let go."""
 
+    def is_brief(self) -> bool:
+        """Whether it will have served the queue soon, as far as is known."""
+
     def holds_batch(self) -> bool:
         """Whether some of its attempts wait behind another."""
 

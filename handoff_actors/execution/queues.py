@@ -206,7 +206,8 @@ class Queue(Crew):
             if has_room:
                 self.add(lane)
         if has_room:
-            self.workers.carriers.defer(functools.partial(self._carry, lane))
+            carry = functools.partial(self._carry, lane)
+            self.workers.carriers.defer(carry, brief=lane.is_brief())
             return
         self.end_claim(lane)
         self.permits.give()

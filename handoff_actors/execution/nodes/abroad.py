@@ -300,6 +300,8 @@ class Abroad:
                     failed.append(Raised(token, error, data.node, final=True))
                 continue
             sent.append(token)
+        if lesson.indices:
+            site.teacher.ahead(lesson)
         cut = self._cut[site.cut :]
         site.cut += len(cut)
         if sent or lesson.indices:
@@ -335,7 +337,7 @@ class Abroad:
         if peer is None:
             return None
         data, plan = self.data, self.data.plan
-        teacher = Teacher(plan, self._book, data.links, self.held)
+        teacher = Teacher(plan, self._book, data.links, self.held, name)
         site = _Site(peer, teacher, len(data.values))
         begin = Begin(
             data.key,

@@ -1,5 +1,8 @@
 """What a guest learns of a plan, function by function, as it is needed there.
 
+Functions that are pinned to a node and have code that it knows are taught before they are needed,
+some with each lesson: so most messages of a long chain to and fro have none.
+
 The teacher is the orchestrator's side, one for each guest; the code of functions is pickled once a
 run, whoever learns it. The pupil is a plan without functions, which lessons fill in.
 """
@@ -7,6 +10,7 @@ run, whoever learns it. The pupil is a plan without functions, which lessons fil
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from itertools import islice
 from types import FunctionType
 from typing import Any
 
@@ -18,6 +22,8 @@ from handoff_actors.graph.plan import Plan
 
 PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
 _USUAL = (None, 3)
+_AHEAD = 256
+"""Functions that are looked at with each lesson, whether they can be taught ahead."""
 
 
 def packed(value: Any, what: str) -> Any:
@@ -65,6 +71,10 @@ class CodeBook:
             found = self._numbers[mark] = len(self._payloads) - 1
         return found
 
+    def known(self, i: int) -> int | None:
+        """The number of the code of a plain function, if it has one by now."""
+        return self._numbers.get(_mark(self._plan.codes[i]))
+
     def payload(self, number: int) -> Payload:
         """The code of this number."""
         return self._payloads[number]
@@ -104,13 +114,21 @@ class Teacher:
         book: its code.
         links: see ``run_state.find_links``.
         held: values that others take through serializers.
+        node: the guest's.
     """
 
-    __slots__ = ("_book", "_codes", "_held", "_known", "_links", "_plan")
+    __slots__ = ("_book", "_codes", "_held", "_known", "_links", "_pinned", "_plan")
 
     def __init__(
-        self, plan: Plan, book: CodeBook, links: Sequence[int] | None, held: Container[int]
+        self,
+        plan: Plan,
+        book: CodeBook,
+        links: Sequence[int] | None,
+        held: Container[int],
+        node: str,
     ) -> None:
+        classes = plan.classes
+        self._pinned = (i for i, number in enumerate(plan.class_of) if classes[number].pin == node)
         self._plan = plan
         self._held = held
         self._book = book
@@ -133,6 +151,17 @@ class Teacher:
                 known[i] = 1
                 i = -1 if links is None else links[i]
 
+    def ahead(self, lesson: Lesson) -> None:
+        """Add some of what will have to run there, if that costs next to nothing."""
+        plan, known = self._plan, self._known
+        for i in islice(self._pinned, _AHEAD):
+            if not known[i] and plan.plain[i] is not None and self._book.known(i) in self._codes:
+                try:
+                    self._add(i, lesson)
+                except SerializationError:
+                    continue  # whoever runs it is told
+                known[i] = 1
+
     def _add(self, i: int, lesson: Lesson) -> None:
         plan, book = self._plan, self._book
         plain = plan.plain[i]
@@ -144,9 +173,9 @@ class Teacher:
                 self._codes.add(number)
         else:
             lesson.calls[i] = book.call(i)
-        id_ = plan.ids[i]
+        id_ = packed(plan.ids[i], "id of a function")
         lesson.indices.append(i)
-        lesson.ids.append(id_ if type(id_) in PLAIN else packed(id_, "id of a function"))
+        lesson.ids.append(id_)
         lesson.classes.append(plan.class_of[i])
         lesson.plain.append(plain)
         lesson.codes.append(number)

@@ -1,7 +1,8 @@
 """What an orchestrator and the nodes that run functions for it say to each other.
 
 All of it is posted under ``SERVICE``, in order, and holds only what pickles at once: numbers,
-strings, and ``Payload``s of what is the user's. A run is named by its orchestrator's key; who the
+strings, and ``Payload``s of what is the user's; what is said per function is a tuple, which pickles
+in C. A run is named by its orchestrator's key; who the
 orchestrator is, and which life of it, is said by the connection. Values are named for everybody by
 a ``RunName`` and their index.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from handoff_actors.cluster.payload import Payload
 from handoff_actors.execution.run_data import Elsewhere
@@ -81,6 +82,20 @@ class Lesson:
     limits: dict[int, tuple[float | None, int]] = field(default_factory=dict)
     held: list[int] = field(default_factory=list)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lesson, (
+            self.indices,
+            self.ids,
+            self.classes,
+            self.plain,
+            self.codes,
+            self.code,
+            self.calls,
+            self.links,
+            self.limits,
+            self.held,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Begin:
@@ -105,8 +120,7 @@ class Begin:
     isolation: str
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Attempts to run, and what is needed for it.
 
     Attributes:
@@ -158,8 +172,7 @@ class Release:
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcomes:
+class Outcomes(NamedTuple):
     """What has become of attempts.
 
     Attributes:

@@ -141,6 +141,10 @@ class _Flight:
     def run(self) -> None:
         """Flights are begun on the loop, by their queue."""
 
+    def is_brief(self) -> bool:
+        """It is on the loop already."""
+        return True
+
     def holds_batch(self) -> bool:
         """It is one attempt."""
         return False

@@ -84,6 +84,10 @@ class ProcessLane:
         if worker is not None and self.flying:
             worker.kill()
 
+    def is_brief(self) -> bool:
+        """It waits for its process."""
+        return False
+
     def holds_batch(self) -> bool:
         """Whether attempts may wait behind another."""
         return len(self.flying) > 1

@@ -85,6 +85,7 @@ class ThreadLane:
         """Give the permit and the claim's resources to others."""
         if threading.get_ident() != self.thread:
             return None
+        self.workers.carriers.release_deferred()
         self.queue.lend(self)
         return self.queue
 
@@ -102,6 +103,10 @@ class ThreadLane:
 
     def stop(self) -> None:
         """The code sees ``cancelled()``; nothing more can be done to a thread."""
+
+    def is_brief(self) -> bool:
+        """The attempts before were short."""
+        return 0.0 < self.queue.mean < PATIENCE and not self.queue.kind.timed
 
     def holds_batch(self) -> bool:
         """It holds one attempt at a time."""
@@ -213,8 +218,9 @@ class ThreadLane:
                     return
             elif following < 0 and len(ready) < 2:
                 signal()
-                if ready:
-                    continue
+                mark = clock()
+                self._account(mark - since, count)
+                since, count = mark, 0
 
     def _account(self, elapsed: float, count: int) -> None:
         queue = self.queue
