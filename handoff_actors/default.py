@@ -142,7 +142,10 @@ def submit_local(dag: DAG, **options: Unpack[SubmitOptions]) -> Run:
 def stream(dag: DAG, **options: Unpack[StreamOptions]) -> Pipeline:
     """Make a pipeline of a DAG; see ``Runtime.stream`` for the arguments."""
     if not isinstance(runtime := _runtime(), Runtime):
-        raise HandoffError("stream() works in the process of its runtime, not in a worker process")
+        raise HandoffError(
+            "stream() works in the process of its runtime, not in a worker process: give the "
+            "function that calls it isolation='thread'"
+        )
     return runtime.stream(dag, **options)
 
 

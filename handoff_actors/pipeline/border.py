@@ -155,6 +155,7 @@ def hosted_dag(name: str, shape: Shape, node: str) -> DAG:
             function.id if function.id != "payload" else ("payload", 1),
             ["payload"],
             kind(call, shape.values, node),
+            cost=function.cost,
             init=function.init,
             parallelism=function.parallelism,
             batch_size=function.batch_size,

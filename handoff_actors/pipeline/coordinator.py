@@ -20,7 +20,7 @@ from handoff_actors.errors import AllocationError, PipelineError
 from handoff_actors.pipeline.crew import Crew
 from handoff_actors.pipeline.line import Line
 from handoff_actors.pipeline.stage import Stage
-from handoff_actors.resources.claims import Granted, Infeasible, ReleaseMany, Want
+from handoff_actors.resources.claims import Claim, Granted, Infeasible, Release, Want
 from handoff_actors.resources.tracker import Refused
 
 GRACE = 0.5
@@ -67,7 +67,7 @@ class Coordinator(Actor):
         line = self.line
         if isinstance(message, Granted):
             if line.over or any(c.node == message.claim.node for c in line.claims):
-                self._release([message.claim.id])
+                self._refuse(message.claim)
             else:
                 line.claims.append(message.claim)
         elif isinstance(message, Infeasible):
@@ -142,12 +142,6 @@ class Coordinator(Actor):
         amounts = self.wanted[node]
         tracker.cast(Want(self.line.name, "pipeline", node, amounts, count, self.ref))
 
-    def _release_all(self) -> None:
-        line = self.line
-        if line.claims:
-            self._release([claim.id for claim in line.claims])
-            line.claims = []
-
     def _start(self) -> None:
         line = self.line
         for crew in line.crews:
@@ -172,10 +166,11 @@ class Coordinator(Actor):
             max_restarts=self.max_restarts,
         )
 
-    def _release(self, ids: list[int]) -> None:
+    def _refuse(self, claim: Claim) -> None:
+        """It came too late, or twice."""
         tracker = self.line.workers.tracker
         assert tracker is not None
-        tracker.cast(ReleaseMany(tuple(ids)))
+        tracker.cast(Release(claim.id))
 
     def _end(self) -> None:
         """Workers have left, or will not: give back what was claimed, tell whoever waits."""
@@ -186,7 +181,7 @@ class Coordinator(Actor):
         for node in self.wanted.keys() - held:
             self._want(node, 0)
         if not line.alive:
-            self._release_all()
+            line.release()
         # Whoever is told may open a pipeline of the same id in the same instant.
         self.system.names.unregister(self.ref)
         self.on_end(line)
@@ -196,7 +191,7 @@ class Coordinator(Actor):
     def _release_last(self) -> None:
         """Threads that could not be ended have kept the claims until now."""
         if not self.line.alive:
-            self._release_all()
+            self.line.release()
             self.stop(Exit.NORMAL)
 
     def terminate(self, reason: Reason) -> None:

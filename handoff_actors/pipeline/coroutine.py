@@ -1,7 +1,7 @@
 """A worker of a stage of coroutine functions: an event loop on a thread of this process.
 
-Without state it has many items in flight at once; with ``init`` one after another, as each needs
-the state that the one before has left.
+It has many items in flight at once; but one after another with ``init``, as each needs the state
+that the one before has left, and with a cost, as that is what one item at work takes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from handoff_actors.pipeline.joins import Entry
 from handoff_actors.pipeline.thread import own_error, sort_out
 
 _IN_FLIGHT = 1000
-"""Items that one worker without state has in flight at most."""
+"""Items that one worker has in flight at most."""
 
 
 class CoroutineWorker:
@@ -84,7 +84,7 @@ class CoroutineWorker:
     async def _work(self, code: StageCode) -> None:
         crew, woken = self.crew, self._woken
         assert woken is not None
-        most = 1 if crew.call.init is not None or crew.call.batching else _IN_FLIGHT
+        most = 1 if crew.in_turn or crew.call.batching else _IN_FLIGHT
         while True:
             woken.clear()
             room = most - len(self._tasks)
@@ -157,11 +157,12 @@ class CoroutineWorker:
 class _Place:
     """Where a coroutine runs."""
 
-    __slots__ = ("_seq", "_worker")
+    __slots__ = ("_seq", "_share", "_worker")
 
     def __init__(self, worker: CoroutineWorker, seq: int) -> None:
         self._worker = worker
         self._seq = seq
+        self._share = worker.crew.shares[worker.number]
 
     def context(self) -> Context:
         """The item that is here."""
@@ -172,8 +173,10 @@ class _Place:
         """The runtime."""
         return self._worker.crew.line.workers.runtime()
 
-    def lend(self) -> None:
-        """A pipeline's claim is for its life: nothing is lent."""
+    def lend(self) -> bool:
+        """The code waits for other functions: the worker's share of the claim is lent to them."""
+        return self._share.lend()
 
-    def reclaim(self, loan: None) -> None:
-        """See ``lend``."""
+    def reclaim(self, loan: object) -> None:
+        """The wait is over."""
+        self._share.reclaim(loan)

@@ -21,6 +21,8 @@ from handoff_actors.execution.context import Context
 from handoff_actors.pipeline.code import StageCode
 from handoff_actors.pipeline.errors import item_failed
 from handoff_actors.pipeline.joins import Entry
+from handoff_actors.pipeline.share import Share
+from handoff_actors.resources.capabilities import to_micro
 
 if TYPE_CHECKING:
     from handoff_actors.pipeline.line import Line
@@ -95,6 +97,7 @@ class Crew:
         ref: the stage's actor.
         node: where its workers are.
         away: what it needs to be on another node; None: it is here.
+        shares: what each worker holds of the pipeline's claim.
     """
 
     def __init__(self, line: Line, index: int, isolation: str, restarts: tuple[int, float]) -> None:
@@ -107,6 +110,8 @@ class Crew:
         self.isolation = function.isolation or isolation
         self.parked: list[Callable[[], object]] = []
         self.workers: list[Worker | None] = [None] * function.parallelism
+        amounts = to_micro(function.cost or {}, "the cost")
+        self.shares = [Share(line, amounts) for _ in self.workers]
         self.node = line.node
         self.away: Away | None = None
         self.intensity = RestartIntensity(*restarts)
@@ -118,6 +123,11 @@ class Crew:
         self.ref: Ref | None = None
         self.samples: deque[tuple[float, int, float]] = deque([(monotonic(), 0, 0.0)], _MOMENTS)
         self._lock = threading.Lock()
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether a worker of a coroutine function has one item after another, see there."""
+        return self.call.init is not None or bool(self.function.cost)
 
     def code(self) -> StageCode:
         """The code, for one more worker."""

@@ -249,6 +249,8 @@ class Flow:
         if stage.join is not None:
             entries, tombs = stage.join.arrive(value, entries, tombs, now)
         stage.arrived += len(entries) + len(tombs)
+        if stage.turns is not None:
+            entries = stage.turns.arrive(entries, tombs)
         if entries:
             stage.put(entries, now)
             self.awake.add(stage.index)
@@ -314,6 +316,9 @@ class Flow:
             tombs[seq] = tomb = Tomb(stage.index, self._evicted(stage.index, missing))
             self.order.complete(seq, tomb)
         stage.arrived += len(tombs)
+        if stage.turns is not None and (entries := stage.turns.arrive((), tombs.items())):
+            stage.put(entries, now)
+            self.awake.add(stage.index)
         self._spread(stage, (), list(tombs.items()), now)
         # What waits somewhere for its turn is wanted no more: it goes on as failed.
         for other in self.stages:

@@ -449,6 +449,12 @@ class Pipeline:
             for wake in wakers:
                 wake()
 
+    def share_claim(self, beside: Iterable[Pipeline]) -> None:
+        """One of these, stages of the same pipeline, has claimed for this one too."""
+        for line in [other._line for other in beside]:  # noqa: SLF001  of its own class
+            if line.claims:
+                self._line.lender = line
+
     def lists(self, most: int) -> Iterator[list[Any]]:
         """As iteration, but in lists of what there is, up to ``most``."""
         out = self._line.main.out

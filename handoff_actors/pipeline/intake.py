@@ -10,6 +10,7 @@ from typing import Any
 
 from handoff_actors.pipeline.demand import Demand
 from handoff_actors.pipeline.joins import Entry, Join
+from handoff_actors.pipeline.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,14 @@ class StageShape:
             results of stages, the others inputs.
         batch_size: it takes so many items at a time; None: any number.
         batch_timeout: seconds after which it takes fewer.
+        in_turn: it takes items in the order of their numbers.
     """
 
     id: Hashable
     values: tuple[int, ...]
     batch_size: int | None = None
     batch_timeout: float | None = None
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Intake:
     Attributes:
         batch: entries go so many at a time; None: any number.
         join: where entries wait for all their values; None if they need one, or none.
+        turns: where entries wait for those with lower numbers; None: they need not.
         demand: what it asks of its producers; None: whatever they have.
         heap: demand bounds what may begin, so ``ready`` is a heap.
         ready: entries that have all they need.
@@ -79,6 +83,7 @@ class Intake:
         "ready",
         "running",
         "timeout",
+        "turns",
     )  # fmt: skip
 
     def __init__(self, index: int, shape: StageShape, limits: Limits) -> None:
@@ -88,6 +93,7 @@ class Intake:
         self.join: Join | None = None
         if len(shape.values) > 1:
             self.join = Join(shape.values, limits.join_timeout is not None)
+        self.turns = Turns() if shape.in_turn and shape.values else None
         self.demand: Demand | None = None
         if limits.max_demand is not None:
             self.demand = Demand(limits.max_demand, limits.min_demand)
@@ -139,6 +145,8 @@ class Intake:
             if self.timeout is not None:
                 self._leave(len(found))
             self.forced = min(self.forced, len(left))
+        if self.turns is not None:
+            found += self.turns.drop(numbers)
         return found
 
     def lowest(self) -> int:

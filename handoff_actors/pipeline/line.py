@@ -12,7 +12,7 @@ import contextvars
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from handoff_actors.pipeline.errors import closed, evicted, given_up, stopped
 from handoff_actors.pipeline.flow import Flow
 from handoff_actors.pipeline.intake import Limits, StageShape
 from handoff_actors.pipeline.order import Outlet
-from handoff_actors.resources.claims import Claim
+from handoff_actors.resources.claims import Claim, Release, ReleaseMany, Split
 
 if TYPE_CHECKING:
     from handoff_actors.execution.workers.roster import Workers
@@ -59,6 +59,10 @@ class Line:
         settled: it runs, or never will.
         ended: claims are back and nothing runs, but threads in user code that cannot be ended.
         alive: how many workers there are.
+        claims: what it holds here, split or not.
+        released: they went back.
+        lender: the pipeline that has claimed for this one too, if that is a stage beside it that
+            is hosted for another node.
         steps: stages on other nodes, in the order in which they begin; None stands for the claim
             of this node.
         ref: the coordinator.
@@ -82,7 +86,13 @@ class Line:
         self.context = contextvars.copy_context()
         self.lock = threading.Lock()
         shapes = [
-            StageShape(plan.ids[i], plan.deps[i], f.batch_size, f.batch_timeout)
+            StageShape(
+                plan.ids[i],
+                plan.deps[i],
+                f.batch_size,
+                f.batch_timeout,
+                f.init is not None and f.parallelism == 1,
+            )
             for i, f in enumerate(plan.functions[: plan.n])
         ]
         self.flow = Flow(shapes, plan.n_inputs, limits, self._evicted)
@@ -98,6 +108,8 @@ class Line:
         self.on_ended: list[Waker] = []
         self.alive = 0
         self.claims: list[Claim] = []
+        self.lender: Line | None = None
+        self.released = False
         self.ref: Ref | None = None
         self.timer: Timer | None = None
         self.timer_due = 0.0
@@ -119,6 +131,33 @@ class Line:
     def now(self) -> float:
         """The time for the flow, if it wants to know."""
         return monotonic() if self.flow.timed else 0.0
+
+    # Claims.
+
+    def split(self, amounts: Mapping[str, int]) -> Claim | None:
+        """So much of what it has claimed as a claim of its own; None if it has not so much."""
+        holder = self if self.claims else self.lender
+        tracker = self.workers.tracker
+        if holder is None or tracker is None:
+            return None
+        for claim in holder.claims[:1]:
+            part: Claim | None = tracker.call(Split(claim.id, amounts), timeout=None)
+            if part is None or part.id == claim.id:
+                return part
+            with holder.lock:
+                if not holder.released:
+                    holder.claims.append(part)
+                    return part
+            tracker.cast(Release(part.id))  # it ended in this moment
+        return None
+
+    def release(self) -> None:
+        """Give back what it has claimed."""
+        with self.lock:
+            claims, self.claims, self.released = self.claims, [], True
+        tracker = self.workers.tracker
+        if claims and tracker is not None:
+            tracker.cast(ReleaseMany(tuple([claim.id for claim in claims])))
 
     # Wakers.
 

@@ -191,8 +191,10 @@ class Nodes:
             timeout=request.timeout,
             max_pending=WINDOW,
         )
-        stage = _HostedStage(peer, request.key, pipeline)
+        stage = _HostedStage(peer, request, pipeline)
         with self._lock:
+            if not request.claim:
+                pipeline.share_claim(s.pipeline for s in self._hosted.values() if s.beside(stage))
             self._hosted[request.key] = stage
         self._submit(lambda: self._serve(stage))
 
@@ -237,11 +239,16 @@ class Nodes:
 class _HostedStage:
     """One stage that is here for another node."""
 
-    def __init__(self, peer: Any, key: Key, pipeline: Pipeline) -> None:
+    def __init__(self, peer: Any, opened: Open, pipeline: Pipeline) -> None:
         self.peer = peer
-        self.key = key
+        self.key = opened.key
+        self.name = opened.name
         self.pipeline = pipeline
         self._numbers: deque[int] = deque()  # of the items, in the order of their pushes
+
+    def beside(self, other: _HostedStage) -> bool:
+        """Whether both are of one pipeline."""
+        return self.key[:2] == other.key[:2] and self.name == other.name
 
     def push(self, message: Items) -> None:
         """Items have come; the origin sees to it that there is room."""

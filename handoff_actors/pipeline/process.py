@@ -61,6 +61,7 @@ class ProcessWorker:
         self.number = number
         self.ready = False
         self.working_since = 0.0
+        self._share = crew.shares[number]
         function = crew.function
         self._batching = crew.call.batching
         self._is_async = crew.call.is_async
@@ -82,11 +83,13 @@ class ProcessWorker:
 
     # As what the pool of processes asks, when the code calls the library.
 
-    def lend(self) -> None:
-        """A pipeline's claim is for its life: nothing is lent."""
+    def lend(self) -> bool:
+        """The code waits for other functions: the worker's share of the claim is lent to them."""
+        return self._share.lend()
 
-    def reclaim(self, loan: None) -> None:
-        """See ``lend``."""
+    def reclaim(self, loan: object) -> None:
+        """The wait is over."""
+        self._share.reclaim(loan)
 
     def work(self) -> tuple[Hashable, tuple[Hashable, ...]]:
         """The pipeline, and the function if items are in the process."""
@@ -211,7 +214,7 @@ class ProcessWorker:
         if self._single:
             return 0 if self._flying else 1
         if self._is_async:
-            return _COROUTINES - len(self._flying) if crew.call.init is None else self._alone()
+            return self._alone() if crew.in_turn else _COROUTINES - len(self._flying)
         if self._batching or not crew.mean:
             return self._alone()
         ready = len(crew.line.flow.stages[crew.index].ready)

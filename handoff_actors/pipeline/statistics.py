@@ -91,7 +91,7 @@ def stage_statistics(crew: Crew) -> StageStatistics:
         crew.id,
         crew.node,
         len(workers),
-        len(intake.ready),
+        len(intake.ready) + (0 if intake.turns is None else len(intake.turns)),
         intake.running,
         intake.processed,
         intake.failed,

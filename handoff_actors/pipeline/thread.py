@@ -44,6 +44,7 @@ class ThreadWorker:
         self.number = number
         self.ready = False
         self.working_since = 0.0
+        self._share = crew.shares[number]
         self.held: deque[Any] = deque()
         self.done: deque[Entry] = deque()
         self.failed: Failures = []
@@ -71,11 +72,13 @@ class ThreadWorker:
             raise HandoffError("the runtime of this pipeline is gone")
         return runtime
 
-    def lend(self) -> None:
-        """A pipeline's claim is for its life: nothing is lent."""
+    def lend(self) -> bool:
+        """The code waits for other functions: the worker's share of the claim is lent to them."""
+        return self._share.lend()
 
-    def reclaim(self, loan: None) -> None:
-        """See ``lend``."""
+    def reclaim(self, loan: object) -> None:
+        """The wait is over."""
+        self._share.reclaim(loan)
 
     # As a worker.
 

@@ -108,6 +108,18 @@ class Resume:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """So much of a claim becomes a claim of its own, of the same owner under the same tag.
+
+    What is held stays the same in all. Refused (by None in place of the ``Claim``) when the claim
+    is unknown, lent, or has not so much; one that has no more than that stays as it is.
+    """
+
+    claim_id: int
+    amounts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Granted:
     """The owner holds ``claim`` now."""
 

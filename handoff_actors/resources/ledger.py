@@ -243,6 +243,35 @@ class Ledger(Books):
             self._hand_out(at, effects)
         return effects
 
+    def part(self, claim_id: int, amounts: Mapping[str, int]) -> Claim | None:
+        """The claim that ``split`` would make, or the claim itself; see ``Split``."""
+        claim = self._claims.get(claim_id)
+        if (
+            claim is None
+            or claim_id in self._suspended
+            or claim_id in self._nodes[claim.node].resuming
+            or not covers(claim.amounts, amounts.items())
+        ):
+            return None
+        taken = {name: amount for name, amount in amounts.items() if amount}
+        if taken == claim.amounts:
+            return claim
+        return Claim(self._next_id, claim.node, claim.owner, claim.tag, taken)
+
+    def split(self, claim_id: int, part: Claim) -> list[Effect]:
+        """A claim loses to a ``part`` of it what that has."""
+        claim = self._claims[claim_id]
+        left = less(claim.amounts, part.amounts.items())
+        left = {name: amount for name, amount in left.items() if amount}
+        who = self._owners[claim.owner]
+        rest = Claim(claim.id, claim.node, claim.owner, claim.tag, left)
+        for each in (rest, part):
+            self._claims[each.id] = who.claims[each.id] = each
+        self._next_id = part.id + 1
+        self._nodes[claim.node].claims += 1
+        who.wants[claim.node, claim.tag].held += 1
+        return []
+
     def _take_back(self, at: Node, claim: Claim) -> Resumed:
         at.resuming.pop(claim.id, None)
         at.take(claim.amounts.items())

@@ -124,6 +124,12 @@ class OwnLedger:
         self._resuming[claim_id] = None
         return self.poll()
 
+    def part(self, claim_id: int, amounts: Mapping[str, int]) -> Claim | None:
+        """The claim itself, if it is no more: only its maker could take it apart."""
+        claim = self._claims.get(claim_id)
+        same = claim is not None and claim_id in self._theirs and claim.amounts == amounts
+        return claim if same else None
+
     def claim(self, claim_id: int) -> Claim | None:
         """The claim, if it is not over."""
         return self._claims.get(claim_id)

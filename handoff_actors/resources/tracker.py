@@ -35,6 +35,7 @@ from handoff_actors.resources.claims import (
     ReleaseMany,
     Resume,
     Resumed,
+    Split,
     Suspend,
     Unregister,
     Want,
@@ -45,7 +46,7 @@ from handoff_actors.resources.own_tracker import OwnLedger
 __all__ = [
     "Available", "Claims", "Contention", "Discover", "Fits", "Granted", "Infeasible", "OwnerGone",
     "Refused", "RegisterNode", "Release", "ReleaseMany", "ResourceTracker", "Resume", "Resumed",
-    "Suspend", "Tracker", "Unregister", "Want",
+    "Split", "Suspend", "Tracker", "Unregister", "Want",
 ]  # fmt: skip
 
 POLL: Final = 0.02
@@ -153,7 +154,7 @@ class ResourceTracker(Actor):
 
     ``Want``, ``Release``, ``ReleaseMany``, ``Suspend``, ``OwnerGone`` are casts. ``Resume`` is a
     call that is answered once the resources are there (or the claim is over), or a cast that is
-    answered with ``Resumed`` to the owner.
+    answered with ``Resumed`` to the owner. ``Split`` is a call, answered with the new claim.
 
     Args:
         table: keeps ``"snapshot"``, ``("log", number)``, ``("ref", owner)``, ``("reply", claim)``,
@@ -235,6 +236,12 @@ class ResourceTracker(Actor):
         if earlier is not None and earlier is not reply:
             earlier.set(None)
         return DEFERRED
+
+    def _split(self, message: Split) -> Claim | None:
+        part = self.ledger.part(message.claim_id, message.amounts)
+        if part is not None and part.id != message.claim_id:
+            self._apply(("split", message.claim_id, part), answer=part)
+        return part
 
     def _register(self, message: RegisterNode) -> None:
         node = message.node
@@ -372,6 +379,7 @@ class ResourceTracker(Actor):
         Release: _release,
         ReleaseMany: _release_many,
         Suspend: _suspend,
+        Split: _split,
         Resume: _resume,
         RegisterNode: _register,
         Unregister: _unregister,

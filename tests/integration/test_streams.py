@@ -137,6 +137,101 @@ def test_current_tells_the_item_and_nested_runs_work(runtime: handoff.Runtime) -
         assert list(pipeline.map([1])) == [("0", 1, runtime.node(), 10)]
 
 
+def test_a_worker_process_is_no_place_for_a_stream(runtime: handoff.Runtime) -> None:
+    def nested() -> None:
+        handoff.stream(handoff.new().add_function(Function("x", type="input")))
+
+    dag = handoff.new().add_function(Function("f", (), nested, isolation="process", max_retries=0))
+    with pytest.raises(handoff.FunctionFailedError) as caught:
+        runtime.execute(dag)
+    assert type(caught.value.__cause__) is handoff.HandoffError
+    assert "isolation='thread'" in str(caught.value.__cause__)
+
+
+def test_a_stream_in_a_function_on_a_thread(runtime: handoff.Runtime) -> None:
+    def nested(x: int) -> list[int]:
+        with handoff.stream(chain(lambda y: y * 2)) as pipeline:
+            return list(pipeline.map(range(x)))
+
+    with runtime.stream(chain(nested)) as pipeline:
+        assert list(pipeline.map([1, 3])) == [[0], [0, 2, 4]]
+
+
+def needs_a_cpu() -> handoff.DAG:
+    return handoff.new().add_function(Function("n", (), lambda: 10, cost={"cpu": 1}))
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_stage_lends_what_it_holds_to_runs_it_waits_for(
+    runtime: handoff.Runtime, claims_at_zero: Any, isolation: str
+) -> None:
+    """Also when the pipeline holds all cpus there are."""
+
+    def nested(x: int) -> int:
+        dag = handoff.new().add_function(Function("n", (), lambda: 10, cost={"cpu": 1}))
+        return x + handoff.execute(dag).results["n"]
+
+    dag = line(
+        Function("a", ["x"], nested, cost={"cpu": 1}, isolation=isolation),
+        Function("b", ["a"], nested, cost={"cpu": 1}, isolation=isolation),
+    )
+    with claimed(runtime, claims_at_zero), runtime.stream(dag) as pipeline:
+        assert list(pipeline.map(range(10))) == [x + 20 for x in range(10)]
+        held = runtime.status().claims
+        assert sum(claim.amounts["cpu"] for claim in held) == 2
+        crash("resource_tracker", runtime=runtime)
+        assert list(pipeline.map(range(3))) == [20, 21, 22]
+
+
+def test_the_workers_of_a_stage_lend_each_its_own(
+    runtime: handoff.Runtime, claims_at_zero: Any
+) -> None:
+    at_work, most, lock = 0, 0, threading.Lock()
+
+    def counted() -> int:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.001)
+        with lock:
+            at_work -= 1
+        return 1
+
+    def nested(x: int) -> int:
+        dag = handoff.new().add_function(Function("n", (), counted, cost={"cpu": 1}))
+        return x + handoff.execute(dag).results["n"]
+
+    dag = line(Function("a", ["x"], nested, cost={"cpu": 1}, parallelism=2))
+    with claimed(runtime, claims_at_zero):
+        with runtime.stream(dag) as pipeline:
+            assert list(pipeline.map(range(50))) == [x + 1 for x in range(50)]
+        assert most <= 2
+        with runtime.stream(dag) as pipeline:  # it ends while they wait
+            next(pipeline.map(range(50)))
+
+
+def test_coroutines_lend_what_their_worker_holds(
+    runtime: handoff.Runtime, claims_at_zero: Any
+) -> None:
+    """With a cost they are one at a time, as the claim is for one."""
+    at_work = 0
+
+    async def nested(x: int) -> int:
+        nonlocal at_work
+        at_work += 1
+        assert at_work == 1
+        result = await handoff.aio.execute(needs_a_cpu())
+        at_work -= 1
+        return x + result.results["n"]
+
+    with (
+        claimed(runtime, claims_at_zero),
+        runtime.stream(chain(nested, cost={"cpu": 2})) as pipeline,
+    ):
+        assert list(pipeline.map(range(20))) == [x + 10 for x in range(20)]
+
+
 # State, batches, parallelism.
 
 
@@ -151,6 +246,43 @@ def test_init_once_per_worker_and_state_threaded(runtime: handoff.Runtime, isola
     dag = line(Function("s", ["x"], code, init=(make, [100]), isolation=isolation))
     with runtime.stream(dag) as pipeline:
         assert list(pipeline.map([0] * 5)) == [100, 101, 102, 103, 104]
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_state_goes_from_item_to_item_in_the_order_of_pushes(
+    runtime: handoff.Runtime, isolation: str, batch: int | None
+) -> None:
+    """Also behind a stage where items overtake each other, or fail."""
+
+    def overtake(x: int) -> int:
+        time.sleep(0.003 if x % 3 == 0 else 0)
+        if x % 10 == 9:
+            raise ValueError
+        return x
+
+    def one(seen: list[int], x: int) -> tuple[list[int], list[int]]:
+        return [*seen, x], [*seen, x]
+
+    def many(seen: list[int], rows: list[tuple[int]]) -> tuple[list[list[int]], list[int]]:
+        results = [[*seen, *[x for (x,) in rows[: i + 1]]] for i in range(len(rows))]
+        return results, results[-1]
+
+    dag = line(
+        Function("overtake", ["x"], overtake, parallelism=4),
+        Function(
+            "s",
+            ["overtake"],
+            many if batch else one,
+            init=list,
+            batch_size=batch,
+            isolation=isolation,
+        ),
+    )
+    with runtime.stream(dag) as pipeline:
+        results = list(pipeline.map(range(60)))
+    good = [x for x in range(60) if x % 10 != 9]
+    assert [r for r in results if isinstance(r, list)] == [good[: i + 1] for i in range(len(good))]
 
 
 def test_parallel_workers_have_a_state_and_a_thread_each(runtime: handoff.Runtime) -> None:

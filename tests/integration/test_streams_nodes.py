@@ -155,6 +155,24 @@ def test_claims_are_held_where_the_stages_are(
             runtime.stream(line(Function("a", ["x"], here, cost=cost, node=node)))
 
 
+def test_stages_there_lend_what_their_node_has_claimed(runtime: handoff.Runtime) -> None:
+    """Though the first of them has claimed for both."""
+
+    def nested(x: int) -> int:
+        dag = handoff.new().add_function(
+            Function("n", (), lambda: 10, cost={"cpu": 1}, node=handoff.current().node)
+        )
+        return x + handoff.execute(dag).results["n"]
+
+    dag = line(
+        Function("a", ["x"], nested, cost={"cpu": 1}, node="one"),
+        Function("b", ["a"], nested, cost={"cpu": 1}, node="one", isolation="process"),
+    )
+    with runtime.stream(dag) as pipeline:
+        assert free(runtime, "one") == {"cpu": 0}
+        assert list(pipeline.map(range(5))) == [x + 20 for x in range(5)]
+
+
 def test_an_init_that_raises_there(runtime: handoff.Runtime) -> None:
     def init() -> None:
         raise OddError("no model")

@@ -52,7 +52,7 @@ def flows(draw: Any, timed: bool = False) -> Drawn:
         values = tuple(draw(st.lists(st.sampled_from(below), max_size=3, unique=True)))
         batch = draw(st.none() | st.integers(1, 5))
         timeout = draw(st.none() | st.just(2.0)) if timed and batch else None
-        shapes.append(StageShape(f"s{i}", values, batch, timeout))
+        shapes.append(StageShape(f"s{i}", values, batch, timeout, draw(st.booleans())))
     most = draw(st.none() | st.integers(1, 5))
     least = 0 if most is None else draw(st.integers(0, most - 1))
     join_timeout = draw(st.none() | st.just(5.0)) if timed else None
@@ -113,6 +113,8 @@ class FlowMachine(RuleBasedStateMachine):
         self.read: dict[Outlet, list[Any]] = {self.outlets[0]: []}
         self.running: list[tuple[int, list[Any]]] = []
         self.begun: set[tuple[int, int]] = set()
+        self.last: dict[int, int] = {}  # of each stage the highest number it has begun
+        self.again: set[tuple[int, int]] = set()
         self.now = 0.0
 
     def tag(self) -> Any:
@@ -150,6 +152,9 @@ class FlowMachine(RuleBasedStateMachine):
             for seq, _ in entries:
                 assert (stage, seq) not in self.begun, "an entry was handed out twice"
                 self.begun.add((stage, seq))
+                if self.drawn.shapes[stage].in_turn and (stage, seq) not in self.again:
+                    assert seq > self.last.get(stage, -1), "an item came before its turn"
+                self.last[stage] = max(seq, self.last.get(stage, -1))
             self.running.append((stage, entries))
 
     @precondition(lambda self: self.running)
@@ -172,6 +177,7 @@ class FlowMachine(RuleBasedStateMachine):
     def give_back(self, which: int) -> None:
         stage, entries = self.running.pop(which % len(self.running))
         self.begun.difference_update((stage, seq) for seq, _ in entries)
+        self.again.update((stage, seq) for seq, _ in entries)
         self.flow.returned(stage, entries, self.now)
 
     @rule(which=st.integers(0, 3), count=st.integers(1, 5))
@@ -259,6 +265,7 @@ class FlowMachine(RuleBasedStateMachine):
             assert not stage.ready
             assert stage.running == 0
             assert stage.join is None or not (len(stage.join) or stage.join._late)
+            assert stage.turns is None or not stage.turns._held
             assert stage.demand is None or not stage.demand._ahead
 
 

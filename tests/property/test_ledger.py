@@ -150,6 +150,26 @@ class LedgerMachine(RuleBasedStateMachine):
             self.resuming.add(claim_id)
         self.tell(Resume(claim_id))
 
+    @rule(data=st.data(), amounts=AMOUNTS)
+    def split(self, data, amounts):
+        claim_id = self.a_claim(data)
+        part = self.ledger.part(claim_id, amounts)
+        assert self.twin.part(claim_id, amounts) == part
+        whole = self.claims.get(claim_id)
+        enough = whole is not None and all(a <= whole.amounts.get(r, 0) for r, a in amounts.items())
+        assert (part is not None) == (enough and claim_id not in self.lent | self.resuming)
+        if part is None or part is whole:
+            return
+        for ledger in (self.ledger, self.twin):
+            assert ledger.split(claim_id, part) == []
+        assert part.id not in self.ids
+        self.ids.add(part.id)
+        self.claims[part.id] = part
+        self.claims[claim_id] = rest = self.ledger.claim(claim_id)
+        assert Counter(rest.amounts) + Counter(part.amounts) == Counter(whole.amounts)
+        key = (whole.owner, whole.tag, whole.node)
+        self.wanted[key] = max(self.wanted[key], self.held(key))
+
     @rule()
     def crash(self):
         self.twin = Ledger.restore(pickle.loads(pickle.dumps(self.twin.snapshot())))
