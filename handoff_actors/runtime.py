@@ -83,7 +83,9 @@ STREAM_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _complete(options: SubmitOptions) -> dict[str, Any]:
+def _complete(options: SubmitOptions) -> Mapping[str, Any]:
+    if not options:
+        return SUBMIT_DEFAULTS
     unknown = options.keys() - SUBMIT_DEFAULTS.keys()
     if unknown:
         raise TypeError(f"there is no argument {sorted(unknown)[0]!r}")
@@ -168,13 +170,12 @@ class Runtime(Status):
     def _make(self, dag: DAG, options: SubmitOptions, local: bool) -> tuple[Run, RunData, bool]:
         """A run that nobody knows of yet, and whether it is to be run by its caller."""
         given = _complete(options)
-        synchronous, progress = given.pop("synchronous"), given.pop("progress")
-        checkpoint = given.pop("checkpoint")
+        synchronous, progress = given["synchronous"], given["progress"]
         self._ref("distributed_executor")
-        run, data = prepare(self, dag, next(self._keys), **given, local=local)
+        run, data = prepare(self, dag, next(self._keys), given, local)
         if not (synchronous or local) and (hub := self.hub()) is not None:
             hub.send_abroad(data)
-        if checkpoint is not None:
+        if (checkpoint := given["checkpoint"]) is not None:
             from handoff_actors.execution.restoring import restore
 
             restore(checkpoint, dag, data, run, self._workers)

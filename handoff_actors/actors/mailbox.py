@@ -71,8 +71,9 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue: deque[Any] = deque()
-        self._urgent: deque[Any] = deque()
+        # Most mailboxes of runs never get a message; a deque takes more than all the rest.
+        self._queue: deque[Any] | None = None
+        self._urgent: deque[Any] | None = None
         self._host: Host | None = None
         self._active = False
         self._signalled = False
@@ -104,6 +105,8 @@ class Mailbox:
         with self._lock:
             if self._closed:
                 raise MailboxClosedError("the mailbox is closed", reason=self._reason)
+            if self._queue is None:
+                self._queue = deque()
             self._queue.append(message)
             if self._active or self._host is None:
                 return None
@@ -116,6 +119,8 @@ class Mailbox:
             current = self._host
             if current is None or (host is not None and host is not current):
                 return False
+            if self._urgent is None:
+                self._urgent = deque()
             self._urgent.append(message)
             if self._active:
                 return True
@@ -128,6 +133,8 @@ class Mailbox:
         with self._lock:
             if self._closed:
                 return False
+            if self._queue is None:
+                self._queue = deque()
             self._queue.appendleft(message)
             if self._active or self._host is None:
                 return True
@@ -186,7 +193,7 @@ class Mailbox:
                 raise MailboxTakenError(f"{self._host!r} reads this mailbox already")
             self._host = host
             self._active = True
-            self._urgent.clear()
+            self._urgent = None
 
     def begin(self, host: Host) -> None:
         """Schedule ``host`` for what has waited, if anything has."""
@@ -214,9 +221,8 @@ class Mailbox:
                 return []
             self._closed = True
             self._reason = reason
-            left = list(self._queue)
-            self._queue.clear()
-            return left
+            left, self._queue = self._queue, None
+            return [] if left is None else list(left)
 
     @property
     def read(self) -> bool:
@@ -229,4 +235,4 @@ class Mailbox:
         return self._closed
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return 0 if self._queue is None else len(self._queue)

@@ -21,7 +21,7 @@ from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.graph.checks import is_seconds
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.plan import Plan
-from handoff_actors.resources.allocator import Allocator, by_name
+from handoff_actors.resources.allocator import by_name
 
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.hub import Hub
@@ -50,37 +50,39 @@ def prepare(
     home: Home,
     dag: DAG,
     key: int,
-    *,
-    inputs: Mapping[Hashable, Any] | None,
-    dag_id: Hashable,
-    allocation_strategy: str | Allocator | None,
-    max_retries: int | None,
-    max_concurrency: int | None,
-    timeout: float | None,
-    keep: str | Iterable[Hashable],
+    given: Mapping[str, Any],
     local: bool,
 ) -> tuple[Run, RunData]:
-    """A run of ``dag`` that has not begun; see ``Runtime.submit`` for arguments and errors."""
+    """A run of ``dag`` that has not begun.
+
+    Args:
+        home: the runtime.
+        dag: what to run.
+        key: of the run.
+        given: all the arguments of ``Runtime.submit``, which says what they mean and is raised.
+        local: everything is to run here, costs and pins ignored.
+    """
     if not isinstance(dag, DAG):
         raise InvalidDAGError(f"what is run must be a DAG, not {describe(dag)}")
     plan = dag.plan()
-    dag_id = dag.id if dag_id is None else dag_id
-    if (reason := unfit_id(dag_id)) is not None:
+    dag_id = given["dag_id"]
+    if dag_id is None:
+        dag_id = dag.id
+    elif (reason := unfit_id(dag_id)) is not None:
         raise ConfigurationError(f"dag_id {reason}")
+    inputs = given["inputs"]
     values = _inputs(plan, inputs or {}, dag_id) if inputs or plan.n_inputs else {}
     hub = None if local else home.hub()
+    usual = home.options
+    strategy = given["allocation_strategy"]
     options = RunOptions(
-        max_retries=home.options.max_retries
-        if max_retries is None
-        else _count("max_retries", max_retries, 0),
-        max_concurrency=None
-        if max_concurrency is None
-        else _count("max_concurrency", max_concurrency, 1),
-        timeout=_seconds(timeout),
-        keep=_keep(plan, keep, dag_id),
-        isolation=home.options.isolation,
-        allocator=_allocator(allocation_strategy, home.options.allocator, local, hub is not None),
-        ignore_costs=local,
+        _count("max_retries", given["max_retries"], 0, usual.max_retries),
+        _count("max_concurrency", given["max_concurrency"], 1, None),
+        _seconds(given["timeout"]),
+        _keep(plan, given["keep"], dag_id),
+        usual.isolation,
+        _allocator(strategy, usual.allocator, local, hub is not None),
+        local,
     )
     if not local:
         others = {} if hub is None else hub.offered()
@@ -119,7 +121,8 @@ def _inputs(plan: Plan, inputs: Mapping[Hashable, Any], dag_id: Hashable) -> Map
 def _allocator(strategy: Any, default: Any, local: bool, choose: bool) -> Any:
     """An allocator of the user's own; the built-in ones have nothing to choose on one node."""
     chosen = default if strategy is None else strategy
-    by_name(chosen)
+    if chosen is not None:
+        by_name(chosen)
     if choose:
         return chosen
     return None if local or chosen is None or isinstance(chosen, str) else chosen
@@ -147,7 +150,9 @@ def _keep(plan: Plan, keep: str | Iterable[Hashable], dag_id: Hashable) -> str |
     return ids
 
 
-def _count(name: str, value: Any, least: int) -> int:
+def _count(name: str, value: Any, least: int, usual: Any) -> Any:
+    if value is None:
+        return usual
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{name} must be an int >= {least}, not {describe(value)}")
     return value

@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.reasons import Reason
@@ -36,8 +36,7 @@ _LOOK_AGAIN = 0.5
 """Seconds between looks at results that keep more runs than ``max_retained_runs``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(NamedTuple):
     """Run this; raises AlreadyRunningError.
 
     With ``here``, whoever asks runs it and will call ``Desk.finish``.
@@ -77,8 +76,7 @@ class Discard:
     dag_id: Hashable
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What the table has of a run: ``run`` only while it goes on; ``here`` as in ``Admit``."""
 
     data: RunData
@@ -126,7 +124,7 @@ class Desk:
             self.store.cast(Ended(data), follow=True)
         for listener in data.listeners:
             listener.put(None)
-        data.listeners = []
+        data.listeners = ()
         if run is not None:
             self.answer(data, run)
         self.leave(data.key)

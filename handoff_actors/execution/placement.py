@@ -39,6 +39,8 @@ def check_feasible(
     """
     here = {node: offered.get(node, {})}
     for number, kind in enumerate(plan.classes):
+        if kind.pin is None and kind.group is None and not kind.cost:
+            continue
         nodes: Mapping[str, Mapping[str, float] | None] = {**here, **others}
         if kind.pin is not None:
             if kind.pin not in nodes:

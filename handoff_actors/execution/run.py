@@ -362,10 +362,13 @@ class ExecutionResult:
         timings: each function's id to its ``Timing``.
     """
 
+    __slots__ = ("__weakref__", "_copied", "_data", "_on_release", "dag_id", "results")
+
+    _copied: tuple[dict[Hashable, str], dict[Hashable, Timing]]
+
     def __init__(self, data: RunData, on_release: Callable[[RunData], None]) -> None:
         self._data: RunData | None = data
         self._on_release: Callable[[RunData], None] | None = on_release
-        self._copied: tuple[dict[Hashable, str], dict[Hashable, Timing]] = ({}, {})
         self.dag_id = data.dag_id
         self.results: Mapping[Hashable, Any] = Results(data)
 

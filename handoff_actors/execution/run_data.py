@@ -12,10 +12,10 @@ import threading
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.reasons import Exit
@@ -86,6 +86,13 @@ class Distant:
         return value
 
 
+_NO_TIME: Final = array("d", [0.0])
+_NO_ATTEMPT: Final = array("I", [0])
+_NONE: Final[frozenset[int]] = frozenset()
+_WORK: Final = frozenset(
+    ("done", "reports", "histories", "dispatched", "retrying", "suspects", "code_keys")
+)
+_beginning: Final = threading.Lock()
 _NO_CONTEXT: Final = contextvars.Context()
 _NOWHERE: Final[deque[Any]] = deque(maxlen=0)
 """Where workers that end after their run leave what nobody wants."""
@@ -93,8 +100,7 @@ _ENDED: Final = Ref(None, "a run that has ended")
 _ENDED.close(Exit.NORMAL)
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(NamedTuple):
     """How to run a DAG; see ``execute`` for each."""
 
     max_retries: int = 3
@@ -137,6 +143,7 @@ class RunData:
 
     __slots__ = (
         "__weakref__",
+        "_working",
         "away",
         "begun",
         "checkpoint",
@@ -178,6 +185,14 @@ class RunData:
         "watched",
     )
 
+    done: deque[tuple[int, Any]]
+    reports: deque[Any]
+    histories: dict[int, History]
+    dispatched: array[int]
+    retrying: set[int]
+    suspects: set[int]
+    code_keys: dict[Any, tuple[int, Any]]
+
     def __init__(
         self,
         key: int,
@@ -197,38 +212,54 @@ class RunData:
         self.values: list[Any] = [MISSING] * (plan.n + plan.n_inputs)
         for i in range(plan.n, plan.n + plan.n_inputs):
             self.values[i] = inputs[plan.ids[i]]
-        self.starts = array("d", bytes(8 * plan.n))
-        self.ends = array("d", bytes(8 * plan.n))
+        self.starts = _NO_TIME * plan.n
+        self.ends = _NO_TIME * plan.n
         self.trail = Trail(plan.n)
         self.functions: Mapping[Hashable, Function] | None = None
         self.submitted = 0.0
         self.timer: Timer | None = None
-        self.done: deque[tuple[int, Any]] = deque()
-        self.reports: deque[Any] = deque()
-        self.histories: dict[int, History] = {}
-        self.dispatched = array("I", bytes(4 * plan.n))
-        self.retrying: set[int] = set()
         self.links: list[int] | None = None
-        self.queues: list[Queue] = []
+        self.queues: Sequence[Queue] = ()
         self.lock = threading.Lock()
         self.lanes = 0
         self.finished = 0
         self.stopping = False
         self.state = "running"
         self.error: BaseException | None = None
-        self.watched: set[int] = set()
-        self.suspects: set[int] = set()
-        self.code_keys: dict[Any, tuple[int, Any]] = {}
-        self.listeners: list[SimpleQueue[int | None]] = []
+        self.watched: frozenset[int] = _NONE
+        self.listeners: Sequence[SimpleQueue[int | None]] = ()
         self.incarnation = 0
         self.away: Abroad | None = None
         self.checkpoint: Keeper | None = None
         self.restored = False
+        self._working = False
         self.ref = Ref(None, self.name)
         self.begun = False
         self.solo: Solo | None = None
         self.run: Callable[[], Run | None] = weakref.ref(run)
         self.context = contextvars.copy_context()
+
+    if not TYPE_CHECKING:  # for it there would be no attribute then that is not there
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in _WORK:
+                raise AttributeError(f"a RunData has no {name}")
+            self._begin_work()
+            return object.__getattribute__(self, name)
+
+    def _begin_work(self) -> None:
+        """Make what lanes and a runner leave to each other, which many short runs never have."""
+        with _beginning:
+            if self._working:
+                return
+            self.done = deque()
+            self.reports = deque()
+            self.histories = {}
+            self.dispatched = _NO_ATTEMPT * self.plan.n
+            self.retrying = set()
+            self.suspects = set()
+            self.code_keys = {}
+            self._working = True
 
     def report(self, event: Any) -> None:
         """Leave an event for the runner, and have it looked at on this thread if it can be."""
@@ -298,17 +329,18 @@ class RunData:
     def watch(self, id_: Hashable) -> None:
         """Have the runner tell the store when this value comes."""
         if not self.over:
-            self.watched.add(self.plan.index.get(id_, -1))
+            self.watched |= {self.plan.index.get(id_, -1)}
 
     def close(self) -> None:
         """The run has its answer: keep the values and drop what was needed to make them.
 
         Hundreds of finished runs are retained, and the garbage collector walks them all.
         """
-        self.queues = []
+        self.queues = ()
         self.context = _NO_CONTEXT
         self.done = self.reports = _NOWHERE
-        self.retrying = self.suspects = self.watched = set()
+        self.retrying = self.suspects = set()
+        self.watched = _NONE
         self.code_keys = {}
         self.links = self.solo = None
         self.checkpoint = None

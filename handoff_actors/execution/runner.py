@@ -360,7 +360,7 @@ class Runner(Actor):
             queue.put(i)
         if data.state == "running":
             if queue not in data.listeners:
-                data.listeners.append(queue)
+                data.listeners = [*data.listeners, queue]
         else:
             queue.put(None)
 

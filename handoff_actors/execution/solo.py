@@ -40,7 +40,10 @@ class Solo:
         hatch: starts the runner; called when this reads the mailbox no more.
     """
 
-    __slots__ = ("data", "hatch", "lane", "message", "on_end", "phase", "ref", "thread", "workers")
+    __slots__ = (
+        "data", "hatch", "lane", "message", "on_end", "outcome", "phase", "ref", "thread",
+        "workers",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Solo:
         self.message: Any = None
         self.thread: int | None = None
         self.lane: ThreadLane | None = None
+        self.outcome: tuple[int, Any] | None = None
         self.phase = _NEW
 
     @property
@@ -108,6 +112,9 @@ class Solo:
                 lane = self.lane = ThreadLane(queues[0], None, self.workers)
                 lane.thread, lane.token = self.thread, 0
                 queues[0].add(lane)
+            elif self.outcome is not None:
+                data.done.append(self.outcome)
+                self.outcome = None
             data.dispatched[0] = 1
             data.queues = queues
 
@@ -133,12 +140,16 @@ class Solo:
                 self.hatch(data)
             return
         workers.carriers.set_busy(True)
-        self._call()
+        outcome = self._call()
         with data.lock:
             self.phase = _LEFT
             lane = self.lane
+            if lane is None:
+                self.outcome = outcome
         if lane is not None:
             lane.token = -1
+            if outcome is not None:
+                data.done.append(outcome)
         self.ref.mailbox.signal()
         workers.carriers.set_busy(False)
         if lane is None:
@@ -146,8 +157,8 @@ class Solo:
         else:
             lane.queue.give_way(lane)
 
-    def _call(self) -> None:
-        """Have the outcome in the run's data, whatever it is."""
+    def _call(self) -> tuple[int, Any] | None:
+        """What the function returned; if it raised, that is among the run's reports."""
         data, plan = self.data, self.data.plan
         context = data.context.copy()
         data.trail.by[0] = data.trail.worker(thread_row())
@@ -163,9 +174,9 @@ class Solo:
             data.ends[0] = clock()
             self._hatched()
             data.reports.append(Raised(0, error, data.node))
-        else:
-            data.ends[0] = clock()
-            data.done.append((0, value))
+            return None
+        data.ends[0] = clock()
+        return 0, value
 
     # As the reader of the mailbox.
 
@@ -196,12 +207,12 @@ class Solo:
     def _ended(self) -> bool:
         """End the run if its function has returned, and nothing else has happened."""
         data = self.data
-        if data.queues or data.stopping or not data.done:
+        if data.queues or data.stopping or self.outcome is None:
             return False
-        data.values[0] = data.done[0][1]
+        data.values[0] = self.outcome[1]
         data.finished = 1
         announce(data, self.workers, (0,))
-        data.done.clear()
+        self.outcome = None
         conclude(data, "succeeded", None)
         wind_up(data, self.ref, self.workers, self.on_end)
         self.ref.mailbox.detach(self)

@@ -10,6 +10,7 @@ import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class Transfer:
     values: int = 1
 
 
+_NOBODY: Final = array("H", [0])
+_numbering: Final = threading.Lock()
+
+
 class Trail:
     """See the module.
 
@@ -72,16 +77,15 @@ class Trail:
         on_move: is told of each transfer as it is added.
     """
 
-    __slots__ = ("_lock", "_numbers", "by", "crew", "failed", "on_move", "transfers")
+    __slots__ = ("_numbers", "by", "crew", "failed", "on_move", "transfers")
 
     def __init__(self, n: int) -> None:
-        self.by = array("H", bytes(2 * n))
+        self.by = _NOBODY * n
         self.crew: list[str] = [""]
         self.failed: list[FailedAttempt] = []
         self.transfers: list[Transfer] = []
         self.on_move: Callable[[Transfer], object] | None = None
         self._numbers: dict[str, int] = {}
-        self._lock = threading.Lock()
 
     def moved(self, transfer: Transfer) -> None:
         """Values have come from another node, or were sent to one; any thread."""
@@ -93,7 +97,7 @@ class Trail:
         """The number of the worker of this name; beyond 65,535 of them they share the last one."""
         number = self._numbers.get(name)
         if number is None:
-            with self._lock:
+            with _numbering:
                 number = self._numbers.setdefault(name, min(len(self.crew), 0xFFFF))
                 if number == len(self.crew):
                     self.crew.append(name)

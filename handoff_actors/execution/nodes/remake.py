@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from handoff_actors.actors.calls import gone
@@ -42,7 +41,7 @@ def remake(hub: Hub, data: RunData, wanted: Sequence[int]) -> None:
                 attempts=(),
             )
     plan, n = data.plan, data.plan.n
-    options = replace(data.options, keep=tuple(plan.ids[i] for i in wanted), timeout=None)
+    options = data.options._replace(keep=tuple(plan.ids[i] for i in wanted), timeout=None)
     run = Run(data.dag_id)
     inputs = {plan.ids[i]: data.values[i] for i in range(n, n + plan.n_inputs)}
     made = RunData(hub.new_key(), data.dag_id, plan, inputs, options, data.node, run)
