@@ -6,13 +6,16 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 import handoff_actors as handoff
 from handoff_actors import Function
-from handoff_actors.execution.runner import Runner
+from handoff_actors.actors.mailbox import Mailbox
+from handoff_actors.execution.runner import Listen, Runner
+from handoff_actors.execution.solo import Solo
 from handoff_actors.testing import crash
 
 Make = Callable[..., handoff.Runtime]
@@ -160,6 +163,26 @@ def test_a_value_is_awaited_while_it_runs(runtime: handoff.Runtime, gate: Gate, 
     gate.open.set()
     assert waiting.result(10) == 1
     assert run.result(10).results["f"] == 1
+
+
+def test_a_message_comes_between_its_return_and_its_end(
+    runtime: handoff.Runtime, eventually: Any, runners: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    signal = Mailbox.signal
+
+    def late(self: Mailbox) -> None:
+        if isinstance(self._host, Solo):
+            # Its code has returned, and nobody knows it yet.
+            monkeypatch.setattr(Mailbox, "signal", signal)
+            self.put(Listen(SimpleQueue()))
+            eventually(lambda: runners == ["d"])
+        signal(self)
+
+    monkeypatch.setattr(Mailbox, "signal", late)
+    result = runtime.execute(one(lambda: calls.append(1) or len(calls)), timeout=20)
+    assert result.results["f"] == 1
+    assert calls == [1]
 
 
 def test_its_events_are_those_of_any_run(runtime: handoff.Runtime) -> None:
