@@ -575,6 +575,30 @@ def test_coroutines_fail_and_are_cancelled_alone(worker: ProcessWorker) -> None:
     assert run(worker, lambda: "alive") == "alive"
 
 
+def test_a_coroutine_cancelled_before_it_begins_has_an_outcome(
+    worker: ProcessWorker, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    began, go = tmp_path / "began", tmp_path / "go"
+
+    async def holds_the_loop(held: bool) -> str:
+        if held:
+            began.touch()
+            while not go.exists():
+                time.sleep(0.001)
+        return "ran"
+
+    worker.teach(1, call(holds_the_loop, 1, is_async=True))
+    send(worker, (True,))
+    eventually(began.exists)
+    worker.send("dag", [WorkItem(5, 1, "f", 1, (False,))])
+    worker.cancel([5])
+    assert worker.take_back([0], SOON) == []  # what was said before is known there
+    go.touch()
+    outcomes = collect(worker, 2)
+    assert outcomes[0].value == "ran"
+    assert isinstance(outcomes[5].value, asyncio.CancelledError)
+
+
 def home() -> Any:
     here = place.get()
     assert here is not None

@@ -42,6 +42,8 @@ WARM_UP = 60.0
 """Seconds before the figures that the end is compared with."""
 PATIENCE = 60.0
 """Seconds after which a run that has not ended counts as hanging."""
+IDLE_THREADS = 12.0
+"""Seconds after which a thread without work has ended."""
 GROWTH = 1.10
 """Memory at the end may be so much of what it was after warm-up."""
 
@@ -363,7 +365,7 @@ class Soak:
         self.idle[CALLERS].set()
 
     def figures(self, runtime: handoff.Runtime) -> Figures:
-        """At rest: everybody waits, abandoned threads have ended, garbage is collected."""
+        """At rest: everybody waits, threads without work have ended, garbage is collected."""
         self.resting.set()
         for number, idle in enumerate(self.idle):
             if not idle.wait(PATIENCE * 2):
@@ -374,10 +376,21 @@ class Soak:
                 self.problem(f"claims at rest: {runtime.status()}")
                 break
             time.sleep(0.05)
+        self.idle_threads_gone()
         gc.collect()
         taken = Figures.take(runtime)
         self.resting.clear()
         return taken
+
+    @staticmethod
+    def idle_threads_gone() -> None:
+        """Wait until no more threads end: how many are parked tells of the last seconds only."""
+        deadline = time.monotonic() + 4 * IDLE_THREADS
+        fewest, since = threading.active_count(), time.monotonic()
+        while (now := time.monotonic()) < min(deadline, since + IDLE_THREADS):
+            if threading.active_count() < fewest:
+                fewest, since = threading.active_count(), now
+            time.sleep(0.1)
 
     def run(self) -> int:
         """All of it; the exit status."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import itertools
 import mmap
 import os
@@ -53,6 +54,8 @@ _FAREWELL = 0.5
 """Seconds that coroutines get to end when the parent ends this process."""
 
 Flight = tuple[Batch, int, int, Function, Any]
+Outcome = tuple[float, bool, Any]
+"""When an attempt began, whether it succeeded, and its value or error."""
 
 
 class Child:
@@ -91,7 +94,7 @@ class Child:
         self._answers: dict[int, queue.SimpleQueue[Any]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
-        self._tasks: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[int, int], asyncio.Task[Outcome]] = {}
         self._flush_soon = False
         self._pid = os.getpid()
         os.register_at_fork(after_in_child=self._forked)
@@ -223,27 +226,38 @@ class Child:
         loop.call_soon_threadsafe(self._begin_tasks, flights)
 
     def _begin_tasks(self, flights: list[Flight]) -> None:
-        assert self._loop is not None
+        loop = self._loop
+        assert loop is not None
         for flight in flights:
             batch, _, token, _, _ = flight
-            task = self._loop.create_task(self._attempt(*flight), context=contextvars.Context())
+            task = loop.create_task(self._attempt(flight), context=contextvars.Context())
             mark = (batch.number, token)
             self._tasks[mark] = task
+            task.add_done_callback(functools.partial(self._landed, flight))
             if mark in self.cancelled:
                 task.cancel()
 
-    async def _attempt(
-        self, batch: Batch, index: int, token: int, function: Function, args: Any
-    ) -> None:
+    async def _attempt(self, flight: Flight) -> Outcome:
+        """The wall: not even SystemExit may reach the loop."""
+        batch, index, token, function, args = flight
         here = Here(self)
         here.batch, here.index, here.token = batch, index, token
         started = self._began[0] = clock()
         try:
-            value = await invoke_async(function.call, args, here)
+            return started, True, await invoke_async(function.call, args, here)
         except BaseException as error:
-            self._outbox.error(batch, index, token, error, started)
+            return started, False, error
+
+    def _landed(self, flight: Flight, task: asyncio.Task[Outcome]) -> None:
+        batch, index, token, _, _ = flight
+        if task.cancelled():  # before it began
+            import asyncio
+
+            self._outbox.error(batch, index, token, asyncio.CancelledError(), clock())
         else:
-            self._outbox.value(batch, index, token, value, started)
+            started, succeeded, outcome = task.result()
+            tell = self._outbox.value if succeeded else self._outbox.error
+            tell(batch, index, token, outcome, started)
         del self._tasks[batch.number, token]
         if not self._flush_soon:
             assert self._loop is not None

@@ -15,10 +15,11 @@ from time import perf_counter as clock
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.execution.context import Context
-from handoff_actors.execution.invoke import invoke_async
+from handoff_actors.execution.invoke import Values, invoke_async
 from handoff_actors.execution.queues import Queue
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.run_state import Raised, TimedOut
+from handoff_actors.graph.calls import Call
 from handoff_actors.graph.plan import LaneClass
 from handoff_actors.resources.claims import Claim
 
@@ -225,9 +226,7 @@ class CoroutineQueue(Queue):
         context: contextvars.Context = data.context.copy()
         call = data.plan.call(token % data.plan.n)
         flight.task = context.run(
-            lambda: loop.create_task(
-                _guard(invoke_async(call, data.values, flight)), context=context
-            )
+            lambda: loop.create_task(_attempt(call, data.values, flight), context=context)
         )
         flight.task.add_done_callback(lambda task: self._landed(flight, task))
         return True
@@ -284,9 +283,9 @@ class CoroutineQueue(Queue):
         self.adjust()
 
 
-async def _guard(coroutine: Any) -> tuple[bool, Any]:
+async def _attempt(call: Call, values: Values, here: _Flight) -> tuple[bool, Any]:
     """The wall: not even SystemExit may reach the loop."""
     try:
-        return True, await coroutine
+        return True, await invoke_async(call, values, here)
     except BaseException as error:
         return False, error
