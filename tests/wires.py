@@ -16,6 +16,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Self
 
 _NOBODY = "02:00:00:00:00:ff"
@@ -106,6 +107,12 @@ class Wires:
         if megabits is not None:
             rate = f"rate {megabits}mbit burst 100kb latency 400ms"
             self._ip(name, f"qdisc add dev wire root tbf {rate}", "tc")
+
+    def sent(self, name: str) -> int:
+        """Bytes that a machine has sent."""
+        table = Path(f"/proc/{self._spaces[name].pid}/net/dev").read_text()
+        (row,) = [line for line in table.splitlines() if line.strip().startswith("wire:")]
+        return int(row.partition(":")[2].split()[8])
 
     def close(self) -> None:
         for keeper in reversed(self._spaces.values()):

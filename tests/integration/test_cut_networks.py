@@ -259,7 +259,9 @@ for k in range(3):
     assert home.process.wait(20) == 0
 
 
-def test_a_value_that_is_under_way_when_the_network_is_cut_comes_another_way(net: Net) -> None:
+def test_a_value_that_is_under_way_when_the_network_is_cut_comes_another_way(
+    net: Net, eventually: Callable[..., None]
+) -> None:
     wires = net.wires
     for name in ("n1", "n2"):
         net.node(name)
@@ -285,6 +287,8 @@ free()
 say(nodes=found[1], seconds=time.monotonic() - began)
     """)
     home.wait_for("done .*x")
+    before = wires.sent("n1")
+    eventually(lambda: wires.sent("n1") > before + 3_000_000)
     wires.cut("n1", "n2")
     net.nodes["n2"].wait_for("WARNING node_down .*peer='n1'")
     wires.slow("n1", None)

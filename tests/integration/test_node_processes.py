@@ -18,6 +18,7 @@ import pytest
 
 import handoff_actors as handoff
 from tests.integration.conftest import environment
+from tests.programs import Program
 
 KEY = "ef" * 32
 Make = Callable[..., handoff.Runtime]
@@ -210,50 +211,11 @@ def test_a_script_without_main_guard_may_start_nodes(script: Any) -> None:
 # The command line.
 
 
-class Node:
+class Node(Program):
     """``handoff node`` in a process of its own."""
 
     def __init__(self, *args: str, **more: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "handoff_actors", "node", *args],
-            env={**environment(), **more},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._came = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._came:
-                self.lines.append(line.rstrip())
-                self._came.notify_all()
-        with self._came:
-            self.lines.append("<end>")
-            self._came.notify_all()
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        def found() -> Any:
-            return next(filter(None, (re.search(pattern, line) for line in self.lines)), None)
-
-        with self._came:
-            assert self._came.wait_for(lambda: found() or "<end>" in self.lines, 20), self.lines
-            match = found()
-        assert match, self.lines
-        return match
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
+        super().__init__([sys.executable, "-m", "handoff_actors", "node", *args], more)
 
 
 @pytest.fixture
