@@ -183,6 +183,44 @@ class ResultNotKept(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineStarted(Event):
+    """A pipeline takes items; ``stages`` is how many it has."""
+
+    pipeline: Hashable
+    stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineEnded(Event):
+    """A pipeline ended as ``state``: drained, stopped or failed; ``error`` says why it failed."""
+
+    pipeline: Hashable
+    state: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRestarted(Event):
+    """A worker of a stage began anew, ``init`` too, in place of one that was lost; ``reason``."""
+
+    pipeline: Hashable
+    function_id: Hashable
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemFailed(Event):
+    """An item of a pipeline failed in a function; ``item`` is its number."""
+
+    pipeline: Hashable
+    function_id: Hashable
+    node: str
+    item: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStarted(Event):
     """A worker process is ready."""
 
@@ -290,14 +328,15 @@ class Subscription:
 
 
 _REMEMBERED = 200
-_UNCOUNTED = (FunctionsFinished, ValuesMoved)
+_UNCOUNTED = (FunctionsFinished, ItemFailed, ValuesMoved)
 
 
 class EventBus:
     """Hands events to subscribers, in order, on a thread that exists only while there are any.
 
     Attributes:
-        recent: the last events, but for those of functions that finished and values that moved.
+        recent: the last events, but for those of functions that finished, items that failed and
+            values that moved.
     """
 
     def __init__(self) -> None:

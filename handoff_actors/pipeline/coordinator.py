@@ -147,8 +147,7 @@ class Coordinator(Actor):
         for crew in line.crews:
             self._begin(crew)
         if all(crew.complete for crew in line.crews):
-            line.phase = "running"
-            line.settled.set()
+            line.started()
 
     def _begin(self, crew: Crew) -> None:
         """Start the actor of a stage, which sees to its workers."""

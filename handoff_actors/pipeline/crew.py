@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.restart_policy import RestartIntensity
-from handoff_actors.errors import CrashedAttempt
+from handoff_actors.errors import CrashedAttempt, describe, text_of
+from handoff_actors.events import ItemFailed, StageRestarted
 from handoff_actors.execution.context import Context
 from handoff_actors.pipeline.code import StageCode
 from handoff_actors.pipeline.errors import item_failed
@@ -97,6 +98,7 @@ class Crew:
         ref: the stage's actor.
         node: where its workers are.
         away: what it needs to be on another node; None: it is here.
+        losses: of workers that have to begin anew, by number: why.
         shares: what each worker holds of the pipeline's claim.
     """
 
@@ -111,6 +113,7 @@ class Crew:
         self.parked: list[Callable[[], object]] = []
         self.workers: list[Worker | None] = [None] * function.parallelism
         amounts = to_micro(function.cost or {}, "the cost")
+        self.losses: dict[int, str] = {}
         self.shares = [Share(line, amounts) for _ in self.workers]
         self.node = line.node
         self.away: Away | None = None
@@ -219,8 +222,19 @@ class Crew:
 
     def failure_of(self, seq: int, cause: BaseException) -> tuple[int, BaseException]:
         """An item that failed, and its output."""
-        line = self.line
-        return seq, item_failed(line.id, self.id, self.node, seq, cause)
+        error = item_failed(self.line.id, self.id, self.node, seq, cause)
+        self.tell_failure(seq, error.__cause__ or error)
+        return seq, error
+
+    def tell_failure(self, seq: int, error: BaseException) -> None:
+        """Tell subscribers of an item that failed."""
+        events = self.line.workers.events
+        if events.active:
+            why = f"{type(error).__name__}: {text_of(error)}"
+            told = ItemFailed(
+                pipeline=self.line.id, function_id=self.id, node=self.node, item=seq, error=why
+            )
+            events.publish(told)
 
     def give_back(self, entries: Sequence[Entry]) -> None:
         """Items that were taken and have no result are to be run again."""
@@ -287,6 +301,12 @@ class Crew:
         """A worker has its state."""
         worker.ready = True
         line = self.line
+        lost = self.losses.pop(worker.number, None)
+        if lost is not None:
+            told = StageRestarted(
+                pipeline=line.id, function_id=self.id, node=self.node, reason=lost
+            )
+            line.workers.events.publish(told)
         if line.phase != "running" and line.ref is not None:
             line.ref.mailbox.signal_elsewhere()
 
@@ -328,6 +348,7 @@ class Crew:
                 self.workers[worker.number] = None
                 if failure is not None:
                     self.failure = failure
+                    self.losses[worker.number] = describe(failure)
         with line.lock:
             line.alive -= 1
             last = line.over and not line.alive
@@ -342,6 +363,7 @@ class Crew:
         with self._lock:
             if self.workers[worker.number] is worker:
                 self.workers[worker.number] = None
+                self.losses[worker.number] = "an item took longer than the function's timeout"
         if self.ref is not None:
             self.ref.mailbox.signal_elsewhere()
 

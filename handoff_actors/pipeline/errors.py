@@ -61,6 +61,7 @@ def evicted(
     pipeline: Hashable,
     function_id: Hashable,
     node: str,
+    seq: int,
     join_timeout: float,
     missing: Sequence[Hashable],
 ) -> ItemFailedError:
@@ -68,7 +69,7 @@ def evicted(
     names = ", ".join(map(repr, missing))
     cause = TimeoutError(f"{names} did not come within join_timeout={join_timeout} s")
     error = ItemFailedError(
-        f"an item of pipeline {pipeline!r} was given up at function {function_id!r} on node "
+        f"item {seq} of pipeline {pipeline!r} was given up at function {function_id!r} on node "
         f"{node}: {cause}",
         function_id=function_id,
         node=node,

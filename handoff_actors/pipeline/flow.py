@@ -19,8 +19,9 @@ from handoff_actors.pipeline.intake import Intake, Limits, StageShape
 from handoff_actors.pipeline.joins import Entry, Tomb
 from handoff_actors.pipeline.order import Order, Outlet
 
-Evicted = Callable[[int, tuple[int, ...]], BaseException]
-"""Makes the error of an item that waited too long at a stage, for the values of these indices."""
+Evicted = Callable[[int, int, tuple[int, ...]], BaseException]
+"""Makes the error of an item that waited too long: of the stage, the item's number, and the indices
+of the values that did not come."""
 
 
 class Flow:
@@ -313,7 +314,7 @@ class Flow:
     def _evict(self, stage: Intake, gone: list[tuple[int, tuple[int, ...]]], now: float) -> None:
         tombs: dict[int, Tomb] = {}
         for seq, missing in gone:
-            tombs[seq] = tomb = Tomb(stage.index, self._evicted(stage.index, missing))
+            tombs[seq] = tomb = Tomb(stage.index, self._evicted(stage.index, seq, missing))
             self.order.complete(seq, tomb)
         stage.arrived += len(tombs)
         if stage.turns is not None and (entries := stage.turns.arrive((), tombs.items())):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.timers import Timer
+from handoff_actors.errors import PipelineStoppedError, text_of
+from handoff_actors.events import PipelineEnded, PipelineStarted
 from handoff_actors.graph.plan import Plan
 from handoff_actors.pipeline.crew import Crew
 from handoff_actors.pipeline.errors import closed, evicted, given_up, stopped
@@ -123,10 +125,13 @@ class Line:
             if not plan.deps[crew.index] or any(d >= plan.n for d in plan.deps[crew.index])
         ]
 
-    def _evicted(self, i: int, missing: Sequence[int]) -> BaseException:
+    def _evicted(self, i: int, seq: int, missing: Sequence[int]) -> BaseException:
         ids = self.plan.ids
         timeout = self.flow.limits.join_timeout or 0.0
-        return evicted(self.id, ids[i], self.node, timeout, [ids[value] for value in missing])
+        names = [ids[value] for value in missing]
+        error = evicted(self.id, ids[i], self.node, seq, timeout, names)
+        self.crews[i].tell_failure(seq, error)
+        return error
 
     def now(self) -> float:
         """The time for the flow, if it wants to know."""
@@ -280,9 +285,17 @@ class Line:
         if self.ref is not None:
             self.ref.mailbox.signal_elsewhere()
 
+    def started(self) -> None:
+        """All workers have begun: tell who waits for that."""
+        self.phase = "running"
+        stages = len(self.crews)
+        self.workers.events.publish(PipelineStarted(pipeline=self.id, stages=stages))
+        self.settled.set()
+
     def finished(self) -> None:
         """Nothing runs any more and the claims are back: tell who waits for that."""
         self.phase = "ended"
+        self._publish_end()
         with self.lock:
             self.ended.set()
             wakers, self.on_ended = self.on_ended, []
@@ -291,6 +304,13 @@ class Line:
             self.timer.cancel()
         for wake in wakers:
             wake()
+
+    def _publish_end(self) -> None:
+        root, state, why = self.root, "drained", None
+        if root is not None:
+            state = "stopped" if type(root) is PipelineStoppedError else "failed"
+            why = text_of(root)
+        self.workers.events.publish(PipelineEnded(pipeline=self.id, state=state, error=why))
 
     def bury(self, root: BaseException) -> None:
         """The coordinator is gone for good: end without it."""

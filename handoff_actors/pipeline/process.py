@@ -331,6 +331,7 @@ class ProcessWorker:
         """The process has died; what it held is to be run again, or has failed."""
         crew, line = self.crew, self.crew.line
         began, self.working_since = self.ready, 0.0
+        crew.losses[self.number] = f"process {crash.pid}: {crash.reason}"
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

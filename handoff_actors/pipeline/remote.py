@@ -255,6 +255,7 @@ class RemoteWorker:
         """The node is gone: its items are to be run again, elsewhere or when it has returned."""
         crew, line = self.crew, self.crew.line
         self.working_since = 0.0
+        crew.losses[self.number] = f"node {crew.node} is gone"
         flying, self._flying = self._flying, {}
         again: list[Entry] = []
         failed: Failures = []

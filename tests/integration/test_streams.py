@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 import handoff_actors as handoff
-from handoff_actors import Argument, Collocated, Function
+from handoff_actors import Argument, Collocated, Function, events
 from handoff_actors.testing import crash
 
 IDENTITY = lambda x: x  # noqa: E731
@@ -864,6 +866,50 @@ def test_a_runtime_that_gives_up_tells_its_pipelines(
         reading.result(10)
     with pytest.raises(handoff.RuntimeFailedError):
         pipeline.push(1)
+
+
+def test_what_happens_is_told(runtime: handoff.Runtime, eventually: Any) -> None:
+    """Its start and end, its restarts, and the items that fail."""
+    told: list[Any] = []
+
+    def code(x: int) -> int:
+        if x == 2:
+            raise ValueError("two")
+        if x == 3 and handoff.current().attempt == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    kinds = (
+        events.PipelineStarted,
+        events.PipelineEnded,
+        events.StageRestarted,
+        events.ItemFailed,
+    )
+    with runtime.subscribe(told.append, kinds):
+        with runtime.stream(chain(code, isolation="process")) as pipeline:
+            assert list(pipeline.map(range(2))) == [0, 1]
+            for x in (2, 3, 4):
+                list(pipeline.map([x]))
+            pipeline.close()
+            assert list(pipeline) == []
+        failing = runtime.stream(chain(IDENTITY))
+        failing.stop()
+        with pytest.raises(handoff.PipelineError):
+            runtime.stream(chain(lambda s, x: (x, s), init=lambda: 1 / 0))
+        eventually(lambda: len(told) == 7)
+    start, failed, restarted, end, *others = told
+    assert (start.pipeline, start.stages) == ("line", 1)
+    assert (failed.function_id, failed.item, failed.error) == ("0", 2, "ValueError: two")
+    assert (restarted.function_id, restarted.node) == ("0", runtime.node())
+    assert "SIGKILL" in restarted.reason
+    assert (end.state, end.error) == ("drained", None)
+    assert [getattr(event, "state", "started") for event in others] == [
+        "started",
+        "stopped",
+        "failed",
+    ]
+    assert "ZeroDivisionError" in others[-1].error
+    assert not any(isinstance(event, events.ItemFailed) for event in runtime.events.recent)
 
 
 def test_statistics(runtime: handoff.Runtime) -> None:

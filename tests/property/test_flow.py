@@ -106,7 +106,10 @@ class FlowMachine(RuleBasedStateMachine):
     def begin(self, data: st.DataObject) -> None:
         self.drawn = drawn = data.draw(flows(self.timed))
         self.flow = Flow(
-            drawn.shapes, drawn.inputs, drawn.limits, lambda i, missing: EvictedError(i, missing)
+            drawn.shapes,
+            drawn.inputs,
+            drawn.limits,
+            lambda i, seq, missing: EvictedError(i, seq, missing),
         )
         self.outlets = [self.flow.main]
         self.wanted: dict[Outlet, list[Any]] = {self.outlets[0]: []}
@@ -284,7 +287,7 @@ def test_any_order_of_events(machine: type[RuleBasedStateMachine]) -> None:
 @settings(max_examples=150, deadline=None)
 def test_workers_that_only_follow_awake_drain_it(drawn: Drawn, count: int, every: int) -> None:
     """What has something to do is told: nobody has to poll."""
-    flow = Flow(drawn.shapes, drawn.inputs, drawn.limits, lambda i, missing: EvictedError(i))
+    flow = Flow(drawn.shapes, drawn.inputs, drawn.limits, lambda i, *_: EvictedError(i))
     outlet = flow.main
     got: list[Any] = []
     wanted: list[Any] = []
