@@ -144,12 +144,27 @@ def _sum(amounts: Sequence[Amounts]) -> Amounts:
 
 
 @dataclass
+class Bundle:
+    """What all stages of a pipeline claim at a node, by the first of them that is opened there.
+
+    Attributes:
+        amounts: micro-units.
+        held: one of them has asked for it.
+        lost: the node has gone since: each claims for itself from now on.
+    """
+
+    amounts: Amounts
+    held: bool = False
+    lost: bool = False
+
+
+@dataclass
 class Placed:
     """Where one stage that is not here may be; see ``remote``.
 
     Attributes:
         site: the runtime.
-        first: what is claimed with its first opening: for all stages of the pipeline there.
+        bundle: of its node at first.
         own: what it claims when it is opened again.
         timeout: seconds to wait for the first claim.
         moves: it may go to another node.
@@ -157,7 +172,7 @@ class Placed:
     """
 
     site: Site
-    first: Amounts | None
+    bundle: Bundle
     own: Amounts
     timeout: float | None
     moves: bool
@@ -166,8 +181,17 @@ class Placed:
     @property
     def claim(self) -> Amounts:
         """What to claim with the next opening; it is asked once for each."""
-        first, self.first = self.first, None
-        return self.own if first is None else first
+        bundle = self.bundle
+        if bundle.lost:
+            return self.own
+        if bundle.held:
+            return {}
+        bundle.held = True
+        return bundle.amounts
+
+    def lost(self) -> None:
+        """The node has gone, with all that was claimed there."""
+        self.bundle.lost = True
 
     def worker(self, crew: Crew, number: int) -> Worker:
         """Who stands for its workers."""
@@ -209,12 +233,11 @@ def send_away(
         if node == here:
             steps.append(None)
             continue
-        first: Amounts | None = _sum([wanted[i] for i in by_node[node]])
+        bundle = Bundle(_sum([wanted[i] for i in by_node[node]]))
         for i in sorted(by_node[node]):
             moves = _pin(plan, i) is None
             wait = site.options.node_return_timeout
-            placed = Placed(site, {} if first is None else first, wanted[i], timeout, moves, wait)
-            first = None
+            placed = Placed(site, bundle, wanted[i], timeout, moves, wait)
             crews[i].send_away(node, placed)
             steps.append(crews[i])
     total = _sum([wanted[i] for i in by_node[here]])

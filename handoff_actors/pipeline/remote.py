@@ -65,6 +65,9 @@ class Placed(Protocol):
     def claim(self) -> Mapping[str, int]:
         """What to claim with the next opening, in micro-units; it is asked once for each."""
 
+    def lost(self) -> None:
+        """The node has gone, with all that was claimed there."""
+
     def find_node(self, crew: Crew) -> str | None:
         """A node that could have it now."""
 
@@ -178,9 +181,7 @@ class RemoteWorker:
             timeout = self._away.timeout if first else None
             request = Open(key, f"{line.id}", border.shape, self._away.claim, timeout)
             peer.call(SERVICE, request, _OPEN if timeout is None else timeout + 60.0)
-        except NodeError as error:
-            if first and not self._away.moves:
-                raise WorkerFailed from error
+        except NodeError:
             self._lost()
             return False
         except HandoffError as error:
@@ -257,6 +258,7 @@ class RemoteWorker:
         self.working_since = 0.0
         crew.losses[self.number] = f"node {crew.node} is gone"
         flying, self._flying = self._flying, {}
+        self._away.lost()
         again: list[Entry] = []
         failed: Failures = []
         error = NodeDownError(f"node {crew.node!r} is gone", node=crew.node)

@@ -11,7 +11,7 @@ from time import monotonic
 
 from handoff_actors.actors.reasons import Exit, Reason
 from handoff_actors.actors.server import Actor
-from handoff_actors.errors import FunctionCrashedError, PipelineError, describe
+from handoff_actors.errors import FunctionCrashedError, NodeDownError, PipelineError, describe
 from handoff_actors.pipeline.crew import Crew
 
 
@@ -40,15 +40,21 @@ class Stage(Actor):
         # What raises at the start would raise again; a process may die of anything.
         hopeless = line.phase != "running" and not isinstance(failure, FunctionCrashedError)
         if failure is not None and (crew.intensity.record(monotonic()) or hopeless):
-            error = PipelineError(
-                f"pipeline {line.id!r}: the workers of function {crew.id!r} cannot begin on node "
-                f"{line.node}: {describe(failure)}"
-            )
-            error.__cause__ = failure
-            line.end(error)
+            line.end(self._hopeless(failure))
             self.stop(Exit.NORMAL)
             return
         crew.hire()
+
+    def _hopeless(self, failure: BaseException) -> BaseException:
+        crew, line = self.crew, self.crew.line
+        if line.phase != "running" and isinstance(failure, NodeDownError):
+            return failure  # as ``execute`` has it
+        error = PipelineError(
+            f"pipeline {line.id!r}: the workers of function {crew.id!r} cannot begin on node "
+            f"{crew.node}: {describe(failure)}"
+        )
+        error.__cause__ = failure
+        return error
 
     def terminate(self, reason: Reason) -> None:
         """The runtime stops."""

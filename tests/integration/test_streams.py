@@ -677,6 +677,16 @@ def test_claims_come_back_however_it_ends(
             gc.collect()
 
 
+def test_whoever_iterates_keeps_it(runtime: handoff.Runtime, claims_at_zero: Any) -> None:
+    with claimed(runtime, claims_at_zero):
+        mapped = runtime.stream(chain(IDENTITY, **COSTLY)).map(range(3000))
+        assert next(mapped) == 0
+        gc.collect()
+        assert list(mapped) == list(range(1, 3000))
+        del mapped
+        gc.collect()
+
+
 def test_claims_that_cannot_be_had(runtime: handoff.Runtime, claims_at_zero: Any) -> None:
     with pytest.raises(handoff.AllocationError) as caught:
         runtime.stream(chain(IDENTITY, cost={"cpu": 1}, parallelism=3))

@@ -203,6 +203,36 @@ def test_a_node_that_is_killed_loses_no_item(runtime: handoff.Runtime, pinned: b
     assert {node for *_, node in results} == ({"one"} if pinned else {"one", "two"})
 
 
+def test_a_pipeline_begins_when_its_nodes_have_returned(
+    runtime: handoff.Runtime, eventually: Callable[..., None]
+) -> None:
+    os.kill(runtime.node_info("two").pid, signal.SIGKILL)
+    eventually(lambda: runtime.node_info("two").state == "down")
+    dag = line(
+        Function("a", ["x"], here, node="two", cost={"cpu": 1}),
+        Function("b", ["a"], here, node="two", cost={"cpu": 1}),
+    )
+    with runtime.stream(dag) as pipeline:
+        assert list(pipeline.map([1])) == [((1, "two"), "two")]
+        assert free(runtime, "two") == {"cpu": 0}
+
+
+def test_a_pipeline_does_not_wait_for_ever_for_its_node() -> None:
+    with handoff.Runtime(listen="127.0.0.1:0", node_return_timeout=0.1) as runtime:
+        other = handoff.Runtime(name="other", authkey=runtime.authkey).start()
+        other.connect(str(runtime.address))
+        pipeline = runtime.stream(line(Function("a", ["x"], here, node="other")))
+        assert list(pipeline.map([1])) == [(1, "other")]
+        other.stop()
+        with pytest.raises(handoff.PipelineError) as caught:
+            list(pipeline.map([2]))
+        assert isinstance(caught.value.__cause__, handoff.NodeDownError)
+        with pytest.raises(handoff.NodeDownError):
+            runtime.stream(line(Function("a", ["x"], here, node="other")))
+        with pytest.raises(handoff.AllocationError):
+            runtime.stream(line(Function("a", ["x"], here, node="unknown")))
+
+
 def test_what_may_never_run_twice_fails_with_its_node(runtime: handoff.Runtime) -> None:
     def wait(x: int) -> int:
         if x == 1:

@@ -47,6 +47,8 @@ class Spec:
     timeout: float | None
     parallelism: int
     process: bool
+    where: str | None = None
+    """The node it is pinned to; ``"anywhere"``: it has a cost."""
 
 
 class Code:
@@ -81,7 +83,9 @@ def begin() -> list[int]:
 
 
 @st.composite
-def specs(draw: Any, processes: bool) -> tuple[int, list[Spec]]:
+def specs(
+    draw: Any, processes: bool, places: tuple[str | None, ...] = (None,)
+) -> tuple[int, list[Spec]]:
     """Inputs are numbered -1, -2, ...; functions 0, 1, ..."""
     inputs = draw(st.integers(1, 2))
     found: list[Spec] = []
@@ -98,7 +102,8 @@ def specs(draw: Any, processes: bool) -> tuple[int, list[Spec]]:
         fails = draw(st.frozensets(st.integers(0, 6), max_size=2)) if not batch else frozenset()
         process = processes and not inline and draw(st.booleans())
         workers = 1 if inline else draw(st.integers(1, 2 if process else 3))
-        found.append(Spec(args, kind, fails, state, batch, timeout, workers, process))
+        where = None if inline else draw(st.sampled_from(places))
+        found.append(Spec(args, kind, fails, state, batch, timeout, workers, process, where))
     return inputs, found
 
 
@@ -119,6 +124,8 @@ def build(inputs: int, found: list[Spec]) -> handoff.DAG:
                 "parallelism": spec.parallelism,
                 "isolation": "process" if spec.process else "thread",
                 "max_crashes": 50,
+                "node": None if spec.where == "anywhere" else spec.where,
+                "cost": {"cpu": 0.1} if spec.where == "anywhere" else None,
             }
         dag.add_function(Function(i, spec.args, code, **more))
     return dag
@@ -317,6 +324,70 @@ def test_also_in_processes_that_are_killed(
     assert len(results) == count
     check(inputs, found, results)
     assert runtime.pipelines == {}
+
+
+NODES = ("one", "two")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[handoff.Runtime]:
+    with handoff.Runtime(capabilities={"cpu": 2}, node_return_timeout=30.0) as made:
+        made.start_nodes(2, capabilities={"cpu": 2}, names=list(NODES))
+        yield made
+
+
+def killing_nodes(
+    runtime: handoff.Runtime, kills: list[tuple[str, float]]
+) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile nodes are killed, each after so many seconds; their supervisor restarts them."""
+
+    def work(over: threading.Event) -> None:
+        for name, seconds in kills:
+            if over.wait(seconds):
+                return
+            pid = runtime.node_info(name).pid
+            if pid is not None and runtime.node_info(name).state == "up":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    return meanwhile(work)
+
+
+@given(
+    specs(True, (None, "one", "two", "anywhere")).filter(
+        lambda drawn: any(s.where for s in drawn[1])
+    ),
+    st.integers(1, 300),
+    OPTIONS,
+    st.sampled_from(["map", "push"]),
+    st.lists(st.tuples(st.sampled_from(NODES), st.floats(0.0, 0.05)), max_size=2),
+)
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_also_over_nodes_that_are_killed(
+    cluster: handoff.Runtime,
+    eventually: Callable[..., None],
+    drawn: tuple[int, list[Spec]],
+    count: int,
+    options: dict[str, Any],
+    how: str,
+    kills: list[tuple[str, float]],
+) -> None:
+    inputs, found = drawn
+    eventually(lambda: all(cluster.node_info(n).state == "up" for n in NODES))
+    with killing_nodes(cluster, kills):
+        results = run(cluster, inputs, found, count, options, how)
+    assert len(results) == count
+    check(inputs, found, results)
+    assert cluster.pipelines == {}
+    for name in (cluster.node(), *NODES):
+        eventually(lambda name=name: unclaimed(cluster, name))
+
+
+def unclaimed(runtime: handoff.Runtime, name: str) -> bool:
+    info = runtime.node_info(name)
+    return info.state == "up" and info.available == info.capabilities
 
 
 def test_the_oracle_can_fail() -> None:
