@@ -37,6 +37,7 @@ CASES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "losses": cases_nodes.losses,
     "face": cases_face.face,
     "growth": cases_graph.growth,
+    "peers": peers,
 }
 """By name, in the order in which they run: what forks a pool comes first."""
 
@@ -44,18 +45,19 @@ CASES: dict[str, Callable[[bool], Iterator[Row]]] = {
 def main(argv: list[str] | None = None) -> int:
     """Run the cases; returns how many could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("case", nargs="*", help=f"of {', '.join(CASES)}; all when none is named")
+    parser.add_argument("case", nargs="*", help=f"of {', '.join(CASES)}; all but peers by default")
     parser.add_argument("--quick", action="store_true", help="small and noisy: does it work?")
-    parser.add_argument("--peers", action="store_true", help="pools, Ray and Dask as well")
+    parser.add_argument("--peers", action="store_true", help="the case peers as well")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all samples there")
     options = parser.parse_args(argv)
     unknown = [name for name in options.case if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
 
-    chosen = {name: CASES[name] for name in CASES if name in options.case or not options.case}
+    wanted = set(options.case or CASES.keys() - {"peers"})
     if options.peers:
-        chosen["peers"] = peers
+        wanted.add("peers")
+    chosen = {name: case for name, case in CASES.items() if name in wanted}
     facts = machine()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n", flush=True)
     table = Table(lambda line: print(line, flush=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,42 @@ def test_an_unknown_case_is_named():
     done = benchmarks("chian")
     assert done.returncode == 2
     assert "no such case: chian" in done.stderr
+
+
+def test_ours_beside_a_peer(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from tests.benchmarks import peers
+
+    monkeypatch.setattr(peers, "PEERS", {"ThreadPool(2)": peers.PEERS["ThreadPool(2)"]})
+    rows = list(peers.peers(True))
+    assert [row.case.partition(", beside ") for row in rows] == [
+        (case, ", beside ", peer)
+        for peer in ("a plain loop", "ThreadPool(2)")
+        for case in ("layered 100x5", "wide 200", "chain 50", "one function")
+    ]
+    assert all(0 < row.ours < math.inf and 0 < row.floor < math.inf for row in rows)
+
+
+def test_a_peer_that_leaves_a_process_is_found_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from tests.benchmarks import peers
+
+    before = peers.children()
+    monkeypatch.setenv(peers.MARK, str(os.getpid()))
+    # One whose parent has ended.
+    start = (
+        "import subprocess as s, sys\n"
+        "print(s.Popen([sys.executable, '-c', 'input()'], stdout=s.DEVNULL, stderr=s.DEVNULL).pid)"
+    )
+    reader, writer = os.pipe()
+    started = subprocess.run([sys.executable, "-c", start], stdin=reader, stdout=subprocess.PIPE)
+    os.close(reader)
+    monkeypatch.setattr(peers, "GONE", 0.1)
+    with pytest.raises(RuntimeError, match=f"Dask left processes behind.*{int(started.stdout)}"):
+        peers.see_gone("Dask", before)
+    os.close(writer)
+    monkeypatch.setattr(peers, "GONE", 20.0)
+    peers.see_gone("Dask", before)
 
 
 @pytest.mark.parametrize(
