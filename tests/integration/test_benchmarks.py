@@ -32,15 +32,17 @@ def test_two_cases_in_quick_mode(tmp_path):
     assert [row["case"] for row in rows] == [
         "chain 1000",
         "chain 1000, again",
-        "one function",
-        "one function, again",
+        "one function, one core",
+        "one function, two cores",
+        "one function, again, one core",
+        "one function, again, two cores",
     ]
     for row in rows:
         assert row["case"] in done.stdout
         assert 0 < row["ours"] < math.inf
         assert 0 < row["floor"] < math.inf
         assert row["reached"] == (row["ratio"] <= row["target"]["limit"])
-    assert "of 4 targets reached" in done.stdout
+    assert "of 6 targets reached" in done.stdout
 
 
 def test_an_unknown_case_is_named():
