@@ -120,6 +120,40 @@ def test_a_partition_that_heals_leaves_no_double_result_and_no_claim(nodes, net,
     claims_at_zero(b)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("nth", range(3))
+def test_a_runner_that_dies_between_placing_an_attempt_and_sending_it_sends_it(
+    nodes, net, monkeypatch, when, nth, claims_at_zero
+):
+    from handoff_actors.execution.nodes.messages import Work
+    from tests.cluster_in_process import MemoryPeer
+
+    a, b, _c = nodes("a", "b", "c")
+    posted, post = [], MemoryPeer.post
+
+    def fails(peer, service, message):
+        if isinstance(message, Work) and peer.near.node == "a":
+            posted.append(peer.name)
+            if len(posted) == nth + 1:
+                if when == "after":
+                    post(peer, service, message)
+                raise MemoryError
+        post(peer, service, message)
+
+    monkeypatch.setattr(MemoryPeer, "post", fails)
+    dag = DAG("d")
+    for i in range(40):
+        args = [i - 4] if i >= 4 else []
+        node = ("b", "c", "a")[i % 3]
+        dag.add_function(Function(i, args, lambda *x: sum(x) + 1, node=node))
+    with a.execute(dag, timeout=20.0) as result:
+        assert dict(result.results.items()) == {i: i // 4 + 1 for i in range(40)}
+    assert len(posted) > nth
+    assert a.status().restarts == {"run:d": 1}
+    for runtime in (a, b):
+        claims_at_zero(runtime)
+
+
 def test_values_go_by_way_of_the_orchestrator_where_nodes_cannot_reach_each_other(nodes, net):
     a, _b, _c = nodes("a", "b", "c")
     net.cut("b", "c")

@@ -94,6 +94,12 @@ class _Site:
         self.has = bytearray(values)
         self.cut = 0
 
+    def unsay(self, lesson: Lesson, values: Iterable[int]) -> None:
+        """What was to be said was not: out of memory, say."""
+        self.teacher.forget(lesson)
+        for d in values:
+            self.has[d] = 0
+
     def post(self, message: Any) -> bool:
         """Say something; False if nobody hears it."""
         try:
@@ -149,6 +155,7 @@ class Abroad:
             data, hub.run_name(data.key), hub.fetcher, hub.workers.carriers, None
         )
         self._sites: dict[str, _Site] = {}
+        self._unsent: dict[str, Sequence[int]] = {}
         self._book = CodeBook(plan, data.dag_id)
         self._cut: list[int] = []
         self._version = -1
@@ -209,6 +216,7 @@ class Abroad:
         failed: list[Raised] = []
         while True:
             batches = spread.place()
+            self._unsent.update((name, tokens) for name, tokens in batches.items() if name != here)
             again: list[int] = []
             for name, tokens in batches.items():
                 if name == here:
@@ -216,15 +224,18 @@ class Abroad:
                     continue
                 for k in range(0, len(tokens), _CHUNK):
                     self._send(name, tokens[k : k + _CHUNK], again, failed)
-            for report in failed:
-                spread.ended(report.token)
+                    self._unsent[name] = tokens[k + _CHUNK :]
             if not again:
                 break
-            for token in again:
-                spread.ended(token)
             spread.ready(again)
         self._tell_others()
         return local, failed
+
+    def unsent(self) -> list[int]:
+        """Attempts that a runner which has crashed had placed, and did not come to send."""
+        found = [token for tokens in self._unsent.values() for token in tokens]
+        self._unsent.clear()
+        return found
 
     def look_again(self) -> None:
         """Whatever was heard: look at what is free on all nodes before the next placement."""
@@ -293,6 +304,7 @@ class Abroad:
                 site.teacher.lesson((i,), lesson)
                 self._add_values(site, name, i, values, places, sizes)
             except SerializationError as error:
+                self.spread.ended(token)
                 if data.plan.classes[data.plan.class_of[i]].pin is None:
                     self.spread.stay.add(i)
                     again.append(token)
@@ -303,12 +315,18 @@ class Abroad:
         if lesson.indices:
             site.teacher.ahead(lesson)
         cut = self._cut[site.cut :]
+        if not (sent or lesson.indices or values or places or cut):
+            return
+        new = lesson if lesson.indices else None
+        start = perf_counter()
+        try:
+            heard = site.post(Work(data.key, sent, new, values, places, sizes, cut))
+        except BaseException:
+            site.unsay(lesson, (*values, *places))
+            raise
         site.cut += len(cut)
-        if sent or lesson.indices:
-            new = lesson if lesson.indices else None
-            start = perf_counter()
-            if site.post(Work(data.key, sent, new, values, places, sizes, cut)) and values:
-                self._note_sent(name, values, start)
+        if heard and values:
+            self._note_sent(name, values, start)
 
     def _note_sent(self, name: str, values: Mapping[int, Any], start: float) -> None:
         moved = {d: nbytes for d, value in values.items() if (nbytes := carried_bytes(value))}

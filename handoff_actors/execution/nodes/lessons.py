@@ -162,6 +162,12 @@ class Teacher:
                     continue  # whoever runs it is told
                 known[i] = 1
 
+    def forget(self, lesson: Lesson) -> None:
+        """It did not reach the guest."""
+        for i in lesson.indices:
+            self._known[i] = 0
+        self._codes.difference_update(lesson.code)
+
     def _add(self, i: int, lesson: Lesson) -> None:
         plan, book = self._plan, self._book
         plain = plan.plain[i]

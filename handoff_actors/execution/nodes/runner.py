@@ -148,6 +148,8 @@ class RunnerAbroad:
         """
         spread, data, state = self.away.spread, self.runner.data, self.runner.state
         n = data.plan.n
+        for token in self.away.unsent():
+            spread.ended(token)
         known = set(held) | data.retrying | set(self.away.gatherer.tokens())
         for token, name in list(spread.where.items()):
             if name != data.node:
