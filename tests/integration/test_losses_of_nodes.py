@@ -214,3 +214,27 @@ def test_a_run_that_has_ended_makes_lost_results_again_when_they_are_asked_for(n
     assert result.results["y"] == b"y" * 100_000
     assert result.allocations["y"] == "a"
     assert made.calls == ["b"], "what is at hand is not made again"
+
+
+def test_a_guest_whose_strand_cannot_be_kept_alive_costs_its_run_no_more_than_a_lost_node(
+    nodes, net, claims_at_zero
+):
+    a, b, _c = nodes("a", "b", "c", max_restarts=1)
+    gate = Gate()
+    dag = DAG("d")
+    for i in range(4):
+        dag.add_function(Function(i, code=gate, node="b", cost={"cpu": 1}))
+    dag.add_function(Function("all", range(4), lambda *x: list(x), node="c"))
+    run = a.submit(dag)
+    gate.wait()
+    gate.wait()
+    (guest,) = b._hub.guests.values()
+    for _ in range(2):
+        handoff.testing.crash(guest.name, runtime=b)
+    until(lambda: guest not in b._hub.guests.values())
+    gate.opened.set()
+    result = run.result(20.0)
+    assert result.results["all"] == ["b"] * 4
+    assert len(gate.calls) == 6
+    for runtime in (a, b):
+        claims_at_zero(runtime)

@@ -14,6 +14,7 @@ import copy
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -525,8 +526,21 @@ class Abroad:
         """A node is silent."""
         self.spread.node_suspect(peer.name)
 
+    def guest_lost(self, peer: Peer, reason: str) -> Lost | None:
+        """A guest is gone, its node is not; None if that is no news."""
+        site = self._sites.get(peer.name)
+        if site is None or site.peer.session != peer.session:
+            return None
+        lost = self._left(peer, f"what ran of this run there could not be kept alive: {reason}")
+        if peer.takes_work:
+            self.node_up(peer)
+        return lost
+
     def node_down(self, peer: Peer, reason: str) -> Lost:
         """A node is gone: what was there is lost."""
+        return self._left(peer, f"its node was lost: {reason}")
+
+    def _left(self, peer: Peer, reason: str) -> Lost:
         data, name = self.data, peer.name
         self._sites.pop(name, None)
         tokens = self.spread.node_down(name)
@@ -538,7 +552,7 @@ class Abroad:
         for site in self._sites.values():
             for i in values:
                 site.has[i] = 0
-        crash = CrashedAttempt(name, peer.pid, None, f"its node was lost: {reason}")
+        crash = CrashedAttempt(name, peer.pid, None, reason)
         return Lost(tokens, values, crash)
 
     def note(self, event: Any, when: tuple[float, float, str]) -> None:
@@ -641,6 +655,19 @@ class Abroad:
         for site in sites.values():
             site.post(Release(self.data.key))
         self.hub.forget(self.data.key)
+
+
+@dataclass(frozen=True, slots=True)
+class LostGuest:
+    """A guest is gone, though its node is up.
+
+    Attributes:
+        peer: the connection to its node.
+        reason: in words.
+    """
+
+    peer: Peer
+    reason: str
 
 
 class Report:

@@ -6,6 +6,7 @@ is for, tells them who comes and goes, gives out values, and tells the others wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.dynamic_supervisor import start_soon
+from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.specs import ChildSpec
 from handoff_actors.cluster.payload import Payload, loads
 from handoff_actors.cluster.peers import (
@@ -32,7 +34,7 @@ from handoff_actors.errors import (
     ValueNotFoundError,
     describe,
 )
-from handoff_actors.execution.nodes.abroad import Abroad, Report
+from handoff_actors.execution.nodes.abroad import Abroad, LostGuest, Report
 from handoff_actors.execution.nodes.fetching import Fetcher, GoneError, Shelf, Wish
 from handoff_actors.execution.nodes.guest import Abandon, GuestData, GuestRunner
 from handoff_actors.execution.nodes.messages import (
@@ -42,6 +44,7 @@ from handoff_actors.execution.nodes.messages import (
     Begin,
     Capacity,
     Carried,
+    GuestLost,
     Located,
     Many,
     Outcomes,
@@ -273,6 +276,10 @@ class Hub:
                     data.ref.mailbox.signal_elsewhere()
         elif isinstance(message, Begin):
             self._begin(peer, message)
+        elif isinstance(message, GuestLost):
+            data = self.runs.get(message.key)
+            if data is not None and data.ref is not None and not data.over:
+                data.ref.cast(LostGuest(peer, message.reason))
         else:
             guest = self.guests.get((peer.session, message.key))
             if guest is not None:
@@ -299,15 +306,20 @@ class Hub:
         )
         guest.ref = ref
         self.workers.system.names.register(ref)
-        ref.when_gone(lambda _reason: self._guest_gone(mark, guest))
+        ref.when_gone(lambda reason: self._guest_gone(mark, guest, reason))
 
-    def _guest_gone(self, mark: tuple[str, int], guest: GuestData) -> None:
-        self.guests.pop(mark, None)
+    def _guest_gone(self, mark: tuple[str, int], guest: GuestData, reason: Reason) -> None:
+        if self.guests.get(mark) is guest:
+            del self.guests[mark]
         if self._by_name.get(guest.run_name) is guest:
             del self._by_name[guest.run_name]
-        guest.stopping = True
+        ended, guest.stopping = guest.stopping, True
         for queue in guest.queues:
             queue.stop()
+        if not ended:
+            # Its strand crashed too often, or could not begin.
+            with contextlib.suppress(NodeDownError):
+                guest.peer.post(SERVICE, GuestLost(mark[1], describe(reason)))
 
     def _on_call(self, peer: Peer, request: Any) -> Any:
         if isinstance(request, Many):

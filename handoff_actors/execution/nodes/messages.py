@@ -195,6 +195,19 @@ class Outcomes(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class GuestLost:
+    """The guest is gone before its run has ended: what it ran and what it made is lost.
+
+    Attributes:
+        key: of the run.
+        reason: in words.
+    """
+
+    key: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AskCrew:
     """Who ran what of a run there; answered with indices, numbers of workers, and their names."""
 

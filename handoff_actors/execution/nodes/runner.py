@@ -16,7 +16,7 @@ from handoff_actors.cluster.remote_errors import load_exception
 from handoff_actors.errors import AllocationError, NodeDownError, amounts_text
 from handoff_actors.execution.failures import infeasible_error
 from handoff_actors.execution.lossy_state import LossyState
-from handoff_actors.execution.nodes.abroad import Abroad, Report
+from handoff_actors.execution.nodes.abroad import Abroad, LostGuest, Report
 from handoff_actors.execution.run_data import MISSING
 from handoff_actors.execution.run_state import (
     Crashed,
@@ -100,6 +100,10 @@ class RunnerAbroad:
             lost = away.node_down(message.peer, message.reason)
             if running:
                 runner.feed(lost)
+        elif isinstance(message, LostGuest):
+            gone = away.guest_lost(message.peer, message.reason)
+            if running and gone is not None:
+                runner.feed(gone)
         elif isinstance(message, Overdue):
             if self._awaited.get(message.node) == message.absence:
                 del self._awaited[message.node]
