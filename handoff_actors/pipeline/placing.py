@@ -169,6 +169,7 @@ class Placed:
         timeout: seconds to wait for the first claim.
         moves: it may go to another node.
         node_return_timeout: seconds to wait for a node.
+        opened: it was, before.
     """
 
     site: Site
@@ -177,12 +178,14 @@ class Placed:
     timeout: float | None
     moves: bool
     node_return_timeout: float
+    opened: bool = False
 
     @property
     def claim(self) -> Amounts:
         """What to claim with the next opening; it is asked once for each."""
-        bundle = self.bundle
-        if bundle.lost:
+        bundle, again = self.bundle, self.opened
+        self.opened = True
+        if again or bundle.lost:
             return self.own
         if bundle.held:
             return {}

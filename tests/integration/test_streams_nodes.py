@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import Argument, Collocated, Function
+from tests.programs import Program
 
 OFFERED = {"cpu": 2.0}
 
@@ -246,6 +248,36 @@ def test_what_may_never_run_twice_fails_with_its_node(runtime: handoff.Runtime) 
         assert isinstance(lost, handoff.ItemFailedError)
         assert isinstance(lost.__cause__, handoff.NodeDownError)
         assert list(pipeline.map([2])) == [2]
+
+
+def test_a_node_frees_what_it_hosts_for_a_process_that_is_killed(
+    runtime: handoff.Runtime, eventually: Callable[..., None]
+) -> None:
+    program = Program(
+        [sys.executable, "-c", OWNER, str(runtime.address)], {"HANDOFF_AUTHKEY": runtime.authkey}
+    )
+    try:
+        program.wait_for("first: 1")
+        assert free(runtime, "one") == {"cpu": 0}
+        os.kill(program.pid, signal.SIGKILL)
+        eventually(lambda: free(runtime, "one") == OFFERED)
+    finally:
+        program.close()
+
+
+OWNER = """
+import sys
+import handoff_actors as handoff
+
+runtime = handoff.start(name="owner")
+runtime.connect(sys.argv[1])
+dag = handoff.new().add_function(handoff.Function("x", type="input"))
+dag.add_function(handoff.Function("a", ["x"], abs, node="one", cost={"cpu": 2}))
+pipeline = handoff.stream(dag)
+pipeline.push(-1)
+print("first:", next(pipeline), flush=True)
+input()
+"""
 
 
 def test_a_node_frees_what_it_hosts_for_one_that_is_gone(
