@@ -116,11 +116,16 @@ class Border:
 
 
 class Hosted:
-    """The code of the one function of a pipeline that is a stage for another node."""
+    """The code of the one function of a pipeline that is a stage for another node.
+
+    Attributes:
+        mixed: see ``StageCode``.
+    """
 
     def __init__(self, call: Call, values: tuple[int, ...], node: str) -> None:
         self.code = StageCode(call, values, node)
         self.call = call
+        self.mixed = self.code.mixed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.call, self.code.values, self.code.node)
@@ -128,12 +133,20 @@ class Hosted:
     def __call__(self, *args: Any) -> Any:
         """What the function gives for a payload, or a batch of them."""
         *state, given = args
-        call = self.call
-        kwargs = call.extra_kwargs or {}
-        if call.batching:
-            rows = [tuple(self.code.arguments(payload)) for (payload,) in given]
-            return call.code(*state, rows, **kwargs)
-        return call.code(*state, *self.code.arguments(given), **kwargs)
+        code = self._with(state)
+        if self.call.batching:
+            result: Any = code.many([payload for (payload,) in given])
+        else:
+            result = code.one(given)
+        return (result, code.state) if state else result
+
+    def _with(self, state: list[Any]) -> StageCode:
+        """The code for one call: whoever calls has the state."""
+        if not state:
+            return self.code
+        code = StageCode(self.call, self.code.values, self.code.node)
+        (code.state,) = state
+        return code
 
 
 class AsyncHosted(Hosted):
@@ -141,7 +154,13 @@ class AsyncHosted(Hosted):
 
     async def __call__(self, *args: Any) -> Any:
         """See ``Hosted``."""
-        return await super().__call__(*args)
+        *state, given = args
+        code = self._with(state)
+        if self.call.batching:
+            result: Any = await code.many_async([payload for (payload,) in given])
+        else:
+            result = await code.one_async(given)
+        return (result, code.state) if state else result
 
 
 def hosted_dag(name: str, shape: Shape, node: str) -> DAG:

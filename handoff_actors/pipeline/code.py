@@ -43,9 +43,10 @@ class StageCode:
     Attributes:
         begun: ``begin`` has made the state.
         bare: the arguments of an item are its payload, as it is.
+        mixed: the results of a batch may have a ``Failed`` among them.
     """
 
-    __slots__ = ("_single", "bare", "begun", "call", "node", "state", "values")
+    __slots__ = ("_single", "bare", "begun", "call", "mixed", "node", "state", "values")
 
     def __init__(self, call: Call, values: tuple[int, ...], node: str) -> None:
         self.call = call
@@ -55,6 +56,7 @@ class StageCode:
         self.begun = False
         self._single = len(values) == 1
         self.bare = call.sources == values and not (call.extra_args or call.as_list)
+        self.mixed = not self.bare or getattr(call.code, "mixed", False) is True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.call, self.values, self.node)
@@ -113,7 +115,7 @@ class StageCode:
         return run
 
     def many(self, payloads: Sequence[Payload]) -> list[Any]:
-        """The results of a batch; not ``bare``: a ``Failed`` for each item without arguments."""
+        """The results of a batch; if it is ``mixed``, a ``Failed`` for each without arguments."""
         failed, batch = self._prepare(payloads)
         if not batch:
             return failed

@@ -138,8 +138,7 @@ class CoroutineWorker:
             own = own_error(error)
             self._failed += [self.crew.failure_of(seq, own) for seq, _ in taken]
         else:
-            mixed = not code.bare
-            sort_out(self.crew, taken, results, self._done, self._failed, mixed=mixed)
+            sort_out(self.crew, taken, results, self._done, self._failed, mixed=code.mixed)
 
     async def _timed(self, coroutine: Any) -> Any:
         timeout = self.crew.function.timeout

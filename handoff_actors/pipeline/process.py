@@ -291,8 +291,7 @@ class ProcessWorker:
         if not outcome.ok:
             failed += [crew.failure_of(seq, outcome.value) for seq, _ in entries]
         elif self._batching:
-            mixed = not self._code.bare
-            sort_out(crew, entries, outcome.value, done, failed, mixed=mixed)
+            sort_out(crew, entries, outcome.value, done, failed, mixed=self._code.mixed)
         else:
             done.append((entries[0][0], outcome.value))
         if crew.crashes or crew.suspects:

@@ -199,7 +199,7 @@ class ThreadWorker:
         held, size = self.held, self.crew.function.batch_size or len(taken)
         held.extend([taken[start : start + size] for start in range(0, len(taken), size)])
         pop, extend = held.popleft, done.extend
-        call, mixed = code.batch_caller(), not code.bare
+        call, mixed = code.batch_caller(), code.mixed
         mark = clock()
         while True:
             try:
@@ -242,7 +242,7 @@ class ThreadWorker:
         else:
             if not self._in_time(gate):
                 return False
-            sort_out(self.crew, taken, results, done, failed, mixed=not code.bare)
+            sort_out(self.crew, taken, results, done, failed, mixed=code.mixed)
         self.at, self.batch = None, ()
         return True
 

@@ -109,6 +109,28 @@ def test_state_batches_coroutines_and_failures_there(
     assert {size for *_, size in results} == {4}
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@pytest.mark.parametrize("state", [False, True])
+def test_an_inline_that_fails_there_fails_its_item_alone(
+    runtime: handoff.Runtime, isolation: str, state: bool
+) -> None:
+    """Not the batch in which it would have been."""
+
+    def batch(*args: Any) -> Any:
+        results = [(x, len(args[-1])) for (x,) in args[-1]]
+        return (results, args[0]) if state else results
+
+    where: dict[str, Any] = {"node": "one", "isolation": isolation}
+    dag = line(
+        Function("odd", ["x"], lambda x: x // (x % 3), type="inline"),
+        Function("b", ["odd"], batch, batch_size=4, init=int if state else None, **where),
+    )
+    with runtime.stream(dag) as pipeline:
+        results = list(pipeline.map(range(1, 9)))
+    assert [isinstance(r.__cause__, ZeroDivisionError) for r in results[2::3]] == [True, True]
+    assert [r[0] for i, r in enumerate(results) if i % 3 != 2] == [1, 1, 4, 2, 7, 4]
+
+
 def test_only_what_a_serialiser_returns_crosses(runtime: handoff.Runtime) -> None:
     def pack(data: Any, source: str, target: str, tag: str) -> tuple[Any, ...]:
         return tag, source, target, data[0]

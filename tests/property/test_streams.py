@@ -360,7 +360,7 @@ def killing_nodes(
     st.integers(1, 300),
     OPTIONS,
     st.sampled_from(["map", "push"]),
-    st.lists(st.tuples(st.sampled_from(NODES), st.floats(0.0, 0.05)), max_size=2),
+    st.lists(st.tuples(st.sampled_from(NODES), st.floats(0.0, 0.05)), min_size=1, max_size=2),
 )
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
