@@ -363,7 +363,7 @@ def killing_nodes(
     st.lists(st.tuples(st.sampled_from(NODES), st.floats(0.0, 0.05)), min_size=1, max_size=2),
 )
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_also_over_nodes_that_are_killed(
     cluster: handoff.Runtime,
