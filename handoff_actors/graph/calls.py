@@ -100,3 +100,32 @@ class LaneClass:
     group: int | None = None
     timed: bool = False
     stateful: bool = False
+
+
+def all_sources(call: Call) -> list[Source]:
+    """What a call takes, and what the inlines take that it takes; those once each."""
+    found: list[Source] = []
+    seen: set[Hashable] = set()
+    stack: list[Source] = list(call.sources)
+    while stack:
+        source = stack.pop()
+        found.append(source)
+        inner = source.source if isinstance(source, Converted) else source
+        if isinstance(inner, InlineCall) and inner.key not in seen:
+            seen.add(inner.key)
+            stack.extend(inner.call.sources)
+    return found
+
+
+def values_taken(call: Call) -> dict[int, None]:
+    """The values that must be at hand when it is called: all but those that it has ``given``."""
+    found: dict[int, None] = {}
+    for source in all_sources(call):
+        inner = source
+        if isinstance(source, Converted):
+            if source.origin is not None:
+                continue
+            inner = source.source
+        if isinstance(inner, int):
+            found[inner] = None
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import handoff_actors as handoff
-from handoff_actors import DAG, Function
+from handoff_actors import DAG, Argument, Function
 from tests.gates import until
 
 
@@ -105,6 +105,55 @@ def test_processes_coroutines_and_timeouts_on_other_nodes(shared):
     )
     with pytest.raises(handoff.FunctionTimeoutError):
         shared.execute(slow)
+
+
+@pytest.mark.parametrize(
+    ("home", "there"), [("n1", "n1"), ("n1", "n2"), ("home", "n1"), ("n1", "home")]
+)
+def test_serializers_and_worker_processes_on_other_nodes(shared, home, there):
+    """What an ``Argument`` converts reaches worker processes too, fetched or not."""
+
+    def pack(data, source, target):
+        return data, source, target, handoff.node()
+
+    def unpack(data, source, target):
+        return *data, source, target, handoff.node()
+
+    argument = Argument("x", pack, unpack)
+    dag = DAG("converted")
+    dag.add_function(Function("x", code=lambda: [7], node=home))
+    dag.add_function(
+        Function("half", [Argument("x", None, unpack)], list, isolation="process", node=there)
+    )
+    dag.add_function(Function("inline", [argument], list, type="inline"))
+    for isolation in ("thread", "process"):
+        for source in (argument, "inline"):
+            id_ = isolation, source if source == "inline" else "argument"
+            dag.add_function(
+                Function(id_, [source], list, node=there, isolation=isolation, max_retries=0)
+            )
+    results = shared.execute(dag).results
+    assert results["half"] == [7, home, there, there]
+    for isolation in ("thread", "process"):
+        for source in ("inline", "argument"):
+            assert results[isolation, source] == [[7], home, there, home, home, there, there]
+
+
+def test_a_value_that_is_there_for_others_is_there_for_serializers_too(shared):
+    dag = DAG("both")
+    dag.add_function(Function("x", code=lambda: [7], node="home"))
+    dag.add_function(Function("plain", ["x"], len, node="n1"))
+    dag.add_function(
+        Function(
+            "y",
+            ["plain", Argument("x", lambda x, *_: x * 2)],
+            lambda n, x: x,
+            node="n1",
+            isolation="process",
+            max_retries=0,
+        )
+    )
+    assert shared.execute(dag).results["y"] == [7, 7]
 
 
 def test_a_worker_that_dies_on_another_node_costs_an_attempt(shared):

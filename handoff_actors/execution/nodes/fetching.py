@@ -10,6 +10,7 @@ goes wrong is the error it is.
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -19,12 +20,14 @@ from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.cluster.peers import Cluster, Peer
 from handoff_actors.cluster.remote_errors import dump_exception, load_exception
 from handoff_actors.errors import (
+    HandoffError,
     NodeDownError,
     NodeError,
     NodeUnreachableError,
     ValueNotFoundError,
     describe,
 )
+from handoff_actors.execution.context import Context, place
 from handoff_actors.execution.nodes.messages import (
     VALUES,
     Carried,
@@ -79,6 +82,22 @@ class Wish:
     what: str
 
 
+class _Here:
+    """Where serializers run: on a thread of no attempt, which therefore has nothing to lend."""
+
+    def __init__(self, runtime: Callable[[], Any]) -> None:
+        self.home = runtime
+
+    def context(self) -> Context:
+        raise HandoffError("a serializer that runs where its value was made is of no attempt there")
+
+    def lend(self) -> None:
+        return None
+
+    def reclaim(self, loan: Any) -> None:  # noqa: ARG002  as in Place
+        return None
+
+
 class Shelf:
     """What this node gives out.
 
@@ -86,6 +105,7 @@ class Shelf:
         node: its name.
         holder: the run of a name, if it is known here.
         relay: gets a value from where it is, for somebody who cannot.
+        runtime: what serializers that call the library act on.
     """
 
     def __init__(
@@ -93,10 +113,12 @@ class Shelf:
         node: str,
         holder: Callable[[RunName], RunData | None],
         relay: Callable[[ValueKey, str], Payload],
+        runtime: Callable[[], Any],
     ) -> None:
         self._node = node
         self._holder = holder
         self._relay = relay
+        self._here = _Here(runtime)
 
     def on_fetch(self, _peer: Peer, key: ValueKey) -> Payload:
         """The payload of one value.
@@ -129,9 +151,15 @@ class Shelf:
         assert key.serialize is not None
         function, extra = loads(key.serialize, "serialization_fn")
         try:
-            return function(value, self._node, key.target, *extra)
+            return contextvars.copy_context().run(
+                self._run, function, (value, self._node, key.target, *extra)
+            )
         except BaseException as error:  # the user's code may raise anything
             return _Failed(dump_exception(error))
+
+    def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        place.set(self._here)
+        return function(*args)
 
     def many(self, peer: Peer, message: Many) -> list[Any]:
         """For each key its payload, its size when it is better fetched alone, or a ``_Failed``."""

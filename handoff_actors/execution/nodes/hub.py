@@ -114,7 +114,7 @@ class Hub:
         self._saying = False
         self._offsets: dict[str, float] = {}
         self._closed = False
-        self._shelf = Shelf(self.node, self._holder, self._relay)
+        self._shelf = Shelf(self.node, self._holder, self._relay, workers.runtime)
 
     def open(self) -> None:
         """Answer from now on."""

@@ -17,7 +17,14 @@ from typing import Any
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.errors import SerializationError, describe
 from handoff_actors.execution.nodes.messages import Lesson
-from handoff_actors.graph.calls import Call, Converted, InlineCall, LaneClass, Source
+from handoff_actors.graph.calls import (
+    Call,
+    Converted,
+    InlineCall,
+    LaneClass,
+    Source,
+    all_sources,
+)
 from handoff_actors.graph.plan import Plan
 
 PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
@@ -288,7 +295,7 @@ def _read(payload: Payload) -> Any:
 def raw_needs(call: Call) -> dict[int, None]:
     """The values that a call takes as they are, inlines seen through."""
     found: dict[int, None] = {}
-    for source in _sources(call):
+    for source in all_sources(call):
         if isinstance(source, int):
             found[source] = None
     return found
@@ -298,23 +305,9 @@ def converted_needs(call: Call) -> list[Converted]:
     """The values that a call takes through an ``Argument``, inlines seen through."""
     return [
         source
-        for source in _sources(call)
+        for source in all_sources(call)
         if isinstance(source, Converted) and source.producer is not None and source.origin is None
     ]
-
-
-def _sources(call: Call) -> list[Source]:
-    found: list[Source] = []
-    seen: set[Any] = set()
-    stack: list[Source] = list(call.sources)
-    while stack:
-        source = stack.pop()
-        found.append(source)
-        inner = source.source if isinstance(source, Converted) else source
-        if isinstance(inner, InlineCall) and inner.key not in seen:
-            seen.add(inner.key)
-            stack.extend(inner.call.sources)
-    return found
 
 
 def with_given(call: Call, given: dict[int, tuple[str, Any]]) -> Call:

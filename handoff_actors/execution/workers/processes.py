@@ -13,7 +13,8 @@ from handoff_actors.errors import CrashedAttempt, HandoffError
 from handoff_actors.events import WorkerLost, WorkerStarted
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.workers.exits import WorkerLost as WorkerGone
-from handoff_actors.graph.plan import Call, Plan
+from handoff_actors.graph.calls import Call, values_taken
+from handoff_actors.graph.plan import Plan
 
 if TYPE_CHECKING:
     from handoff_actors.execution.run import Run
@@ -229,7 +230,7 @@ class Processes:
         if _is_positional(call):
             args = [values[cast("int", source)] for source in call.sources]
             return (*args, *call.extra_args)
-        return {d: values[d] for d in plan.deps[i]}
+        return {d: values[d] for d in values_taken(call)}
 
     def victims(self) -> list[tuple[int, Hashable, tuple[Hashable, ...]]]:
         """Processes that are ready, those at work first: pid, and the run and functions it has."""
