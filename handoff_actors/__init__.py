@@ -95,6 +95,7 @@ from handoff_actors.errors import (
     SerializationError,
     ValueNotFoundError,
 )
+from handoff_actors.events import Subscription
 from handoff_actors.execution.context import Context, current
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, Timing
 from handoff_actors.futures import Executor
@@ -173,6 +174,7 @@ __all__ = [
     "RuntimeFailedError",
     "RuntimeStatus",
     "SerializationError",
+    "Subscription",
     "Timing",
     "Tracker",
     "ValueNotFoundError",

@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from handoff_actors import default
-from handoff_actors.execution.context import place
+from handoff_actors.execution.context import Context, place
+from handoff_actors.execution.context import current as attempt
 from handoff_actors.execution.run import ExecutionResult, Run
 from handoff_actors.graph.dag import DAG
 from handoff_actors.runtime import STREAM_DEFAULTS, SUBMIT_DEFAULTS, StreamOptions, SubmitOptions
@@ -143,6 +144,11 @@ async def stream(dag: DAG, **options: Unpack[StreamOptions]) -> Pipeline:
         except IndexError:
             opened[0].stop()
         raise
+
+
+async def current() -> Context:
+    """The attempt that awaits this; see ``handoff.current``, which need not be awaited."""
+    return attempt()
 
 
 async def get_result(dag_id: Hashable, id: Hashable, timeout: float | None = 5.0) -> Any:  # noqa: A002

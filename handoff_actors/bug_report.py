@@ -87,7 +87,7 @@ def _read(path: str) -> str:
 
 def _of(runtime: Runtime) -> dict[str, Any]:
     return {
-        "name": runtime.node(),
+        "name": runtime.name,
         "running": runtime.running,
         "options": _try(lambda: _options(runtime)),
         "status": _try(lambda: _plain(runtime.status().to_dict())),

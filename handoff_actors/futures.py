@@ -311,7 +311,7 @@ class _Pool:
         self._dag = DAG(f"executor-{self.number}")
         code: Any = self._call_here
         if isolation == "process":
-            key = f"{self.runtime.node()}-{self.number}"
+            key = f"{self.runtime.name}-{self.number}"
             code = Call(key, initializer) if initializer else call
         task = Function("call", ["task"], code, isolation=cast("Any", isolation), **options)
         if plain:

@@ -46,7 +46,7 @@ from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.execution.workers.supervisor import WorkerSupervisor
-from handoff_actors.options import Options, StartOptions
+from handoff_actors.options import START_DEFAULTS, Options, StartOptions
 from handoff_actors.resources.allocator import by_name
 from handoff_actors.resources.capabilities import to_micro
 from handoff_actors.resources.machine import machine_capabilities
@@ -118,10 +118,13 @@ class Life(abc.ABC):
     telemetry: Telemetry | None = None
 
     def __init__(self, **options: Unpack[StartOptions]) -> None:
-        try:
-            self.options = Options(**options)
-        except TypeError as error:
-            raise ConfigurationError(f"start() has no such option: {error}") from None
+        unknown = options.keys() - START_DEFAULTS.keys()
+        if unknown:
+            raise ConfigurationError(
+                f"start() has no option {sorted(unknown)[0]!r}; there are "
+                f"{', '.join(START_DEFAULTS)}"
+            )
+        self.options = Options(**options)
         by_name(self.options.allocator, "allocator")
         if self.options.capabilities is not None:
             to_micro(self.options.capabilities, "capabilities")
@@ -378,11 +381,19 @@ class Life(abc.ABC):
         except Exception as raised:
             log.error("on_failure_raised", error=describe(raised), exc_info=raised)
 
-    def _ref(self, name: str) -> Ref:
+    @property
+    def name(self) -> str:
+        """What its node is or will be called; ``node()`` says so while it runs."""
+        return self._name
+
+    def _must_run(self) -> None:
         if self._system is None:
             raise NotStartedError(
                 f"runtime {self._name} is not running: call start() first (in a forked child too)"
             )
+
+    def _ref(self, name: str) -> Ref:
+        self._must_run()
         if self._failure is not None:
             raise self._failure
         return self._refs[name]

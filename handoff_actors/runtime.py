@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from handoff_actors.actors.reasons import Exit
 from handoff_actors.errors import (
     AlreadyRunningError,
+    ConfigurationError,
     HandoffError,
     ValueNotFoundError,
+    describe,
 )
 from handoff_actors.execution.admission import prepare
+from handoff_actors.execution.context import Context, current
 from handoff_actors.execution.executor import Admit
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
 from handoff_actors.execution.run_data import RunData
@@ -171,6 +174,10 @@ class Runtime(Status):
         """A run that nobody knows of yet, and whether it is to be run by its caller."""
         given = _complete(options)
         synchronous, progress = given["synchronous"], given["progress"]
+        if not isinstance(synchronous, bool):
+            raise ConfigurationError(
+                f"synchronous must be True or False, not {describe(synchronous)}"
+            )
         self._ref("distributed_executor")
         run, data = prepare(self, dag, next(self._keys), given, local)
         if not (synchronous or local) and (hub := self.hub()) is not None:
@@ -181,7 +188,7 @@ class Runtime(Status):
             restore(checkpoint, dag, data, run, self._workers)
         if self.telemetry is not None:
             self.telemetry.began(data, run)
-        if progress:
+        if progress is not None and progress is not False:
             from handoff_actors.progress import show
 
             show(self, data, run, progress)
@@ -307,6 +314,11 @@ class Runtime(Status):
                 nodes = Nodes(self._name, open_here, capacity, self.workers.carriers.submit)
                 self._stages = self._system, nodes
             return self._stages[1]
+
+    @staticmethod
+    def current() -> Context:
+        """The attempt that calls this, whichever runtime runs it; see ``handoff.current``."""
+        return current()
 
     def nodes_known(self) -> list[str]:
         """The other nodes that were ever seen."""

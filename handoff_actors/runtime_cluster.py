@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from handoff_actors.actors.dynamic_supervisor import DynamicSupervisor
 from handoff_actors.actors.specs import ChildSpec, StartChild, SupervisorFlags
+from handoff_actors.arguments import check_node, items_of
 from handoff_actors.errors import ConfigurationError, describe
 from handoff_actors.events import (
     NodeBack,
@@ -23,6 +24,7 @@ from handoff_actors.events import (
     NodeUp,
     log,
 )
+from handoff_actors.graph.checks import real_number
 from handoff_actors.life import Life
 from handoff_actors.options import Options, StartOptions
 from handoff_actors.resources.capabilities import to_micro
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from handoff_actors.node_logs import Logs
 
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node_process.py")
+_MOST_NODES = 1000
 _UP = 30.0  # seconds for node processes to be up
 _INHERITED = (
     "heartbeat_timeout",
@@ -195,11 +198,12 @@ class Clustered(Life):
             number = logging.getLevelNamesMapping().get(level.upper())
         if (level is not None and not isinstance(number, int)) or isinstance(level, bool):
             raise ConfigurationError(f"level is a level of logging, not {describe(level)}")
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
+        lines = real_number(rate)
+        if lines is None or not lines > 0:
             raise ConfigurationError(f"rate must be a number of lines, not {describe(rate)}")
         self.cluster()
         assert self._logs is not None
-        self._logs.collect(None if number is None else int(number), float(rate))
+        self._logs.collect(None if number is None else int(number), lines)
 
     # Node processes.
 
@@ -229,8 +233,10 @@ class Clustered(Life):
         """
         if capabilities is not None:
             to_micro(capabilities, "the capabilities of the nodes")
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ConfigurationError(f"start_nodes: n must be an int >= 1, not {describe(n)}")
+        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_NODES:
+            raise ConfigurationError(
+                f"start_nodes: n must be an int >= 1 and at most {_MOST_NODES}, not {describe(n)}"
+            )
         mesh = self.cluster()
         wanted = self._names_for(n, names)
         configs = [self._node_config(name, capabilities) for name in wanted]
@@ -253,12 +259,12 @@ class Clustered(Life):
             if names is None:
                 made = (f"{self._name}-node-{number}" for number in self._numbers)
                 return list(itertools.islice((name for name in made if name not in taken), n))
-        found = list(names)
+        found = list(items_of("names", names, "names"))
+        for name in found:
+            check_node(name)
         if len(found) != n or len(set(found)) != n:
             raise ConfigurationError(f"start_nodes: {n} nodes need {n} different names: {found}")
         for name in found:
-            if not isinstance(name, str) or not name:
-                raise ConfigurationError(f"a node's name is a non-empty str, not {describe(name)}")
             if name in taken:
                 raise ConfigurationError(f"start_nodes: a node is called {name!r} already")
         return found

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors._version import __version__
+from handoff_actors.arguments import check_node
 from handoff_actors.errors import (
     AlreadyRunningError,
     ConfigurationError,
@@ -20,6 +21,7 @@ from handoff_actors.errors import (
     describe,
 )
 from handoff_actors.execution.workers.supervisor import Describe
+from handoff_actors.graph.checks import is_seconds
 from handoff_actors.resources.capabilities import NodeCapacity, to_micro
 from handoff_actors.resources.tracker import Available, Discover, Fits, RegisterNode
 from handoff_actors.runtime_cluster import Clustered
@@ -43,8 +45,7 @@ class Nodes(Clustered, Values):
     def register_node(self, node: str, capabilities: Mapping[str, float]) -> None:
         """Say what a node offers; replaces what was there. What is in use stays in use."""
         to_micro(capabilities, f"the capabilities of node {describe(node)}")
-        if not isinstance(node, str) or not node:
-            raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+        check_node(node)
         self._ref("resource_tracker").call(RegisterNode(node, dict(capabilities)))
         self._offered = {**self._offered, node: dict(capabilities)}
         if node == self._name and self._mesh is not None:
@@ -64,6 +65,7 @@ class Nodes(Clustered, Values):
 
     def resources_available(self, node: str, requirements: Mapping[str, float]) -> bool:
         """Whether the node has so much free now; False for an unknown node."""
+        check_node(node)
         to_micro(requirements, "the requirements")
         tracker = self._ref("resource_tracker")
         peer = None if self._mesh is None else self._mesh.peers().get(node)
@@ -88,6 +90,7 @@ class Nodes(Clustered, Values):
 
     def node(self) -> str:
         """This node's name."""
+        self._must_run()
         return self._name
 
     def nodes(self) -> list[str]:
@@ -112,7 +115,7 @@ class Nodes(Clustered, Values):
             NameTakenError: the cluster has a node of this one's name.
             ConfigurationError: ``address`` is none, or this node's own.
         """
-        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout <= 0:
+        if not is_seconds(timeout):
             raise ConfigurationError(
                 f"timeout must be a number of seconds, not {describe(timeout)}"
             )
@@ -125,6 +128,7 @@ class Nodes(Clustered, Values):
             NodeDownError: it is not connected.
         """
         self._ref("resource_tracker")
+        check_node(node)
         if self._mesh is None:
             raise NodeDownError(f"node {node!r} is not connected to {self._name}", node=node)
         self._mesh.disconnect(node)
@@ -136,6 +140,8 @@ class Nodes(Clustered, Values):
             NodeDownError: no such node is known.
         """
         tracker = self._ref("resource_tracker")
+        if name is not None:
+            check_node(name)
         if name is None or name == self._name:
             return NodeInfo(
                 self._name,

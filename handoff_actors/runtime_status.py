@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from handoff_actors.actors.calls import Ref
+from handoff_actors.arguments import items_of
 from handoff_actors.errors import ConfigurationError, describe
 from handoff_actors.events import Event, Subscription
 from handoff_actors.execution.executor import Entry
@@ -30,6 +31,7 @@ class Status(Nodes):
     def status(self) -> RuntimeStatus:
         """A snapshot of the tree, restarts, nodes, claims, runs and workers."""
         tracker = self._ref("resource_tracker")
+        self._desk.settle()
         entries = dict(self._runs.view)
         runs = [
             RunStatus(e.data.dag_id, _state(e), e.data.finished, e.data.plan.n)
@@ -115,7 +117,7 @@ class Status(Nodes):
         self._ref("resource_tracker")
         if not callable(callback):
             raise ConfigurationError(f"a subscriber is callable, not {describe(callback)}")
-        wanted = None if kinds is None else tuple(kinds)
+        wanted = None if kinds is None else items_of("kinds", kinds, "classes of events")
         for kind in wanted or ():
             if not (isinstance(kind, type) and issubclass(kind, Event)):
                 raise ConfigurationError(f"kinds are classes of events, not {describe(kind)}")

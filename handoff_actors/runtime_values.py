@@ -8,19 +8,16 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from handoff_actors.actors.calls import Reply
+from handoff_actors.arguments import check_ids, check_node, items_of, patience
 from handoff_actors.errors import (
-    ConfigurationError,
     NodeDownError,
     NodeUnreachableError,
     ResultTimeoutError,
     ValueNotFoundError,
-    describe,
-    unfit_id,
 )
 from handoff_actors.execution.context import place
 from handoff_actors.execution.executor import Discard
 from handoff_actors.execution.run_data import Distant
-from handoff_actors.graph.checks import LONGEST, real_number
 from handoff_actors.life import Life
 from handoff_actors.results.distributed import (
     ClearEverywhere,
@@ -38,30 +35,6 @@ _AT_ONCE = 0.1
 """Seconds: a shorter timeout of ``get_result`` means: if it is there now."""
 
 
-def _hashable(*ids: Any) -> None:
-    """Refuse ids before they reach an actor, which could not keep them."""
-    for id_ in ids:
-        if (reason := unfit_id(id_)) is not None:
-            raise ConfigurationError(f"an id {reason}")
-
-
-def _named(node: Any) -> None:
-    if not isinstance(node, str) or not node:
-        raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
-
-
-def _patience(timeout: float | None) -> float | None:
-    """A timeout that locks and clocks can hold; refuses what is no number."""
-    if timeout is None:
-        return None
-    number = real_number(timeout)
-    if number is None or number != number:
-        raise ConfigurationError(
-            f"timeout must be a number of seconds or None, not {describe(timeout)}"
-        )
-    return min(number, LONGEST)
-
-
 def _read(value: Any) -> Any:
     """A value that a run has made on another node is fetched by whoever asked, not by an actor."""
     return value.read() if isinstance(value, Distant) else value
@@ -74,9 +47,9 @@ class Values(Life):
         self, dag_id: Hashable, function_id: Hashable, result: Any, origin_node: str | None = None
     ) -> None:
         """Keep a value here and register where it is: ``origin_node``, or here."""
-        _hashable(dag_id, function_id)
+        check_ids(dag_id, function_id)
         if origin_node is not None:
-            _named(origin_node)
+            check_node(origin_node)
         self._ref("distributed_result_store").call(
             StoreResult(dag_id, function_id, result, origin_node)
         )
@@ -93,8 +66,9 @@ class Values(Life):
             ResultTimeoutError: it did not come; at once if the run ended without it.
         """
         store = self._ref("result_store")
-        _hashable(dag_id, id)
-        timeout = _patience(timeout)
+        check_ids(dag_id, id)
+        self._desk.settle()
+        timeout = patience(timeout)
         if timeout is not None and timeout < _AT_ONCE:
             # The way to the store and back takes longer than so short a wait.
             found = store.call(GetMany(dag_id, (id,)))
@@ -142,7 +116,7 @@ class Values(Life):
 
     def store_value(self, dag_id: Hashable, id: Hashable, value: Any) -> None:  # noqa: A002
         """Keep a value on this node."""
-        _hashable(dag_id, id)
+        check_ids(dag_id, id)
         self._ref("result_store").call(Put(dag_id, id, value))
 
     def get_local_value(self, dag_id: Hashable, id: Hashable) -> Any:  # noqa: A002
@@ -151,8 +125,10 @@ class Values(Life):
         Raises:
             ValueNotFoundError: it is not.
         """
-        _hashable(dag_id, id)
-        found = self._ref("result_store").call(Get(dag_id, id))
+        check_ids(dag_id, id)
+        store = self._ref("result_store")
+        self._desk.settle()
+        found = store.call(Get(dag_id, id))
         if isinstance(found, Distant) and not found.is_here:
             raise ValueNotFoundError(
                 f"value {id!r} of DAG {dag_id!r} is on another node: use get_value() to fetch it",
@@ -168,12 +144,14 @@ class Values(Life):
             ValueNotFoundError: nobody has it.
             NodeDownError: ``from_node`` is not connected.
         """
-        _hashable(dag_id, id)
+        check_ids(dag_id, id)
         if from_node is not None:
-            _named(from_node)
+            check_node(from_node)
+        store = self._ref("distributed_result_store")
+        self._desk.settle()
         far = self._far
         if far is None:
-            return _read(self._ref("distributed_result_store").call(Fetch(dag_id, id, from_node)))
+            return _read(store.call(Fetch(dag_id, id, from_node)))
         if from_node is None or from_node == self._name:
             found = self._values_here(dag_id, (id,))
             if id in found:
@@ -203,11 +181,11 @@ class Values(Life):
 
     def synchronize(self, dag_id: Hashable, ids: Iterable[Hashable]) -> dict[Hashable, Any]:
         """The values among ``ids`` that can be had, by id."""
-        ids = tuple(ids)
-        _hashable(dag_id, *ids)
-        found: dict[Hashable, Any] = self._ref("distributed_result_store").call(
-            Synchronize(dag_id, ids)
-        )
+        ids = items_of("ids", ids, "ids")
+        check_ids(dag_id, *ids)
+        store = self._ref("distributed_result_store")
+        self._desk.settle()
+        found: dict[Hashable, Any] = store.call(Synchronize(dag_id, ids))
         found = {id_: _read(value) for id_, value in found.items()}
         far = self._far
         if far is not None and len(found) < len(ids):
@@ -226,8 +204,8 @@ class Values(Life):
 
     def register_data_location(self, dag_id: Hashable, data_id: Hashable, node: str) -> None:
         """Say on which node a value is; any name may be registered."""
-        _named(node)
-        _hashable(dag_id, data_id)
+        check_node(node)
+        check_ids(dag_id, data_id)
         self._ref("data_location_registry").call(RegisterLocation(dag_id, data_id, node))
 
     def lookup_data_location(self, dag_id: Hashable, data_id: Hashable) -> str:
@@ -236,7 +214,9 @@ class Values(Life):
         Raises:
             ValueNotFoundError: nobody knows.
         """
-        _hashable(dag_id, data_id)
+        check_ids(dag_id, data_id)
+        self._ref("distributed_result_store")
+        self._desk.settle()
         node = self._locate_here(dag_id, data_id)
         if node is None and self._far is not None:
             node = self._far.locate(dag_id, data_id)
@@ -264,7 +244,7 @@ class Values(Life):
         Raises:
             AlreadyRunningError: a run of it is in progress.
         """
-        _hashable(dag_id)
+        check_ids(dag_id)
         self._clear_here(dag_id)
         if self._far is not None:
             self._far.clear(dag_id)

@@ -71,7 +71,7 @@ def prepare(
     elif (reason := unfit_id(dag_id)) is not None:
         raise ConfigurationError(f"dag_id {reason}")
     inputs = given["inputs"]
-    values = _inputs(plan, inputs or {}, dag_id) if inputs or plan.n_inputs else {}
+    values = {} if inputs is None and not plan.n_inputs else _inputs(plan, inputs, dag_id)
     hub = None if local else home.hub()
     usual = home.options
     strategy = given["allocation_strategy"]
@@ -98,7 +98,10 @@ def prepare(
     return run, data
 
 
-def _inputs(plan: Plan, inputs: Mapping[Hashable, Any], dag_id: Hashable) -> Mapping[Hashable, Any]:
+def _inputs(
+    plan: Plan, inputs: Mapping[Hashable, Any] | None, dag_id: Hashable
+) -> Mapping[Hashable, Any]:
+    inputs = {} if inputs is None else inputs
     if not isinstance(inputs, Mapping):
         raise ConfigurationError(f"inputs must map ids to values, not {describe(inputs)}")
     wanted = plan.ids[plan.n :]

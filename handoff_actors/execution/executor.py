@@ -136,6 +136,11 @@ class Desk:
             self.sweeping = True
             self.workers.timers.call_later(_SWEEP, self._sweep)
 
+    def settle(self) -> None:
+        """See to it that what is retained is no more than it may be, for who asks for it now."""
+        if self.ended and self.executor is not None and len(self.table.view) > self.max_retained:
+            self.executor.call(Sweep())
+
     def _sweep(self) -> None:
         self.sweeping = False
         if self.executor is not None:

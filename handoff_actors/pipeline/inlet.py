@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 from handoff_actors.actors.latches import passed
+from handoff_actors.arguments import patience
 from handoff_actors.errors import MissingInputError, PipelineFullError, describe
 from handoff_actors.pipeline.line import Line
 from handoff_actors.pipeline.order import Outlet
@@ -92,6 +93,7 @@ class Inlet:
         first = self.try_push(rows, None, outlet)
         if first is not None:
             return first
+        timeout = patience(timeout)
         end = None if timeout is None else monotonic() + timeout
         latch = threading.Lock()
         latch.acquire()
@@ -112,6 +114,7 @@ class Inlet:
 
     async def apush(self, row: Any, timeout: float | None) -> int:
         """As ``push``, of one item that comes out of ``main``, for asyncio."""
+        timeout = patience(timeout)
         end = None if timeout is None else monotonic() + timeout
         while True:
             event = asyncio.Event()

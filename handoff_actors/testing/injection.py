@@ -145,7 +145,7 @@ def actor(name: str, runtime: Runtime | None) -> Ref:
         NotStartedError: the runtime is not running.
     """
     home: Runtime = _runtime() if runtime is None else runtime
-    ref = home.whereis(name)
+    ref = home.whereis(name) if isinstance(name, str) else None
     if ref is None:
         known = ", ".join(sorted(_names(home.status().tree)))
         raise ConfigurationError(f"no actor is named {describe(name)}; there are {known}")

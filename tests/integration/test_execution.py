@@ -669,6 +669,22 @@ def test_old_runs_are_released_unless_somebody_holds_their_result(
     wait_for(lambda: made.alive() <= 3)
 
 
+def test_what_is_no_more_retained_cannot_be_had_from_the_next_call_on(make_runtime: Any) -> None:
+    runtime = make_runtime(max_retained_runs=2)
+    reads: list[Callable[[Any], object]] = [
+        lambda i: runtime.get_value(i, "f"),
+        lambda i: runtime.get_local_value(i, "f"),
+        lambda i: runtime.lookup_data_location(i, "f"),
+    ]
+    for i in range(30):
+        runtime.execute(single(lambda: 1), dag_id=i)
+        if i >= 2:
+            with pytest.raises(handoff.ValueNotFoundError):
+                reads[i % 3](i - 2)
+        assert runtime.synchronize(i, ["f"]) == {"f": 1}
+        assert len(runtime.status().runs) <= 2
+
+
 def test_nothing_is_retained_when_asked_so(make_runtime: Any, made: Made) -> None:
     runtime = make_runtime(max_retained_runs=0)
     result = runtime.execute(single(made))

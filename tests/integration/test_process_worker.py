@@ -739,6 +739,24 @@ def test_process_that_cannot_start(
     assert seen.lost == []
 
 
+def test_workers_that_are_killed_before_they_are_ready_are_no_reason_to_give_up(
+    pool: ProcessPool, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, killed = pool_module.start, []
+
+    def killing(node: str) -> Any:
+        started = start(node)
+        if len(killed) < 8:
+            os.kill(started.process.pid, signal.SIGKILL)
+            killed.append(started.process.pid)
+        return started
+
+    monkeypatch.setattr(pool_module, "start", killing)
+    assert run(pool.acquire(), lambda: "alive") == "alive"
+    assert len(killed) == 8
+    assert seen.lost == []
+
+
 def test_close_leaves_nothing() -> None:
     gc.collect()
     me = psutil.Process()

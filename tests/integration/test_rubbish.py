@@ -117,6 +117,117 @@ def test_rubbish_is_refused_by_the_caller_and_crashes_nothing(
     assert not runtime.status().restarts
 
 
+NUMBERS: list[Any] = [True, 7, 1.5, 10**400]
+NO_MAPPINGS: list[Any] = [*NUMBERS, "cpu", ["cpu"], {"cpu": "1"}, {"cpu": -1}, {7: 1}]
+NO_LISTS: list[Any] = [*NUMBERS, "abc", b"abc", object()]
+NO_NAMES: list[Any] = [*NUMBERS, "", b"n", ["n"], {}, object(), WithoutHash()]
+NO_IDS: list[Any] = [[], {}, set(), WithoutHash(), ([],)]
+NO_SECONDS: list[Any] = [True, "1", [], float("nan"), 1j, object()]
+NO_COUNTS: list[Any] = [True, 0, -1, 1.5, "1", [], float("inf")]
+NO_DAGS: list[Any] = [None, *NO_LISTS]
+
+WRONG: dict[str, tuple[list[Any], Callable[[Any], object]]] = {
+    "execute": (NO_DAGS, handoff.execute),
+    "submit": (NO_DAGS, handoff.submit),
+    "stream": (NO_DAGS, handoff.stream),
+    "add_function": (NO_DAGS, handoff.new().add_function),
+    "new": (NO_IDS, handoff.new),
+    "inputs": ([*NUMBERS, "x", [], {"a": 1}], lambda bad: handoff.submit(one(), inputs=bad)),
+    "dag_id": (NO_IDS, lambda bad: handoff.submit(one(), dag_id=bad)),
+    "strategy": (NO_NAMES, lambda bad: handoff.submit(one(), allocation_strategy=bad)),
+    "max_retries": ([True, -1, 1.5, "1"], lambda bad: handoff.submit(one(), max_retries=bad)),
+    "max_concurrency": (NO_COUNTS, lambda bad: handoff.submit(one(), max_concurrency=bad)),
+    "timeout": ([0, -1, *NO_SECONDS], lambda bad: handoff.submit(one(), timeout=bad)),
+    "keep": ([None, *NO_LISTS, ["b"], [[]]], lambda bad: handoff.submit(one(), keep=bad)),
+    "progress": ([7, "", [], "yes"], lambda bad: handoff.submit(one(), progress=bad)),
+    "synchronous": ([None, 1, "no", []], lambda bad: handoff.submit(one(), synchronous=bad)),
+    "checkpoint": ([True, 7, [], ""], lambda bad: handoff.submit(one(), checkpoint=bad)),
+    "max_pending": (NO_COUNTS, lambda bad: handoff.stream(line(), max_pending=bad)),
+    "max_demand": (NO_COUNTS, lambda bad: handoff.stream(line(), max_demand=bad)),
+    "min_demand": ([-1, 9, "1"], lambda bad: handoff.stream(line(), max_demand=9, min_demand=bad)),
+    "join_timeout": ([-1, *NO_SECONDS], lambda bad: handoff.stream(line(), join_timeout=bad)),
+    "stream timeout": ([-1, *NO_SECONDS], lambda bad: handoff.stream(line(), timeout=bad)),
+    "register_node": ([None, *NO_NAMES], lambda bad: handoff.register_node(bad, {"cpu": 1})),
+    "capabilities": ([None, *NO_MAPPINGS], lambda bad: handoff.register_node("n", bad)),
+    "register_local_node": ([None, *NO_MAPPINGS], handoff.register_local_node),
+    "resources_available": ([None, *NO_NAMES], lambda bad: handoff.resources_available(bad, {})),
+    "requirements": ([None, *NO_MAPPINGS], lambda bad: handoff.resources_available("n", bad)),
+    "store_result dag_id": (NO_IDS, lambda bad: handoff.store_result(bad, "a", 1)),
+    "store_result id": (NO_IDS, lambda bad: handoff.store_result("d", bad, 1)),
+    "origin_node": (NO_NAMES, lambda bad: handoff.store_result("d", "a", 1, bad)),
+    "get_result dag_id": (NO_IDS, lambda bad: handoff.get_result(bad, "a")),
+    "get_result id": (NO_IDS, lambda bad: handoff.get_result("d", bad)),
+    "get_result timeout": (NO_SECONDS, lambda bad: handoff.get_result("d", "a", bad)),
+    "store_value dag_id": (NO_IDS, lambda bad: handoff.store_value(bad, "a", 1)),
+    "store_value id": (NO_IDS, lambda bad: handoff.store_value("d", bad, 1)),
+    "get_local_value": (NO_IDS, lambda bad: handoff.get_local_value("d", bad)),
+    "get_value": (NO_IDS, lambda bad: handoff.get_value("d", bad)),
+    "from_node": (NO_NAMES, lambda bad: handoff.get_value("d", "a", bad)),
+    "synchronize": (NO_IDS, lambda bad: handoff.synchronize(bad, ["a"])),
+    "ids": ([None, *NO_LISTS, [[]]], lambda bad: handoff.synchronize("d", bad)),
+    "location node": ([None, *NO_NAMES], lambda bad: handoff.register_data_location("d", "a", bad)),
+    "location id": (NO_IDS, lambda bad: handoff.register_data_location("d", bad, "n")),
+    "lookup": (NO_IDS, lambda bad: handoff.lookup_data_location("d", bad)),
+    "clear": (NO_IDS, handoff.clear),
+    "connect": ([None, *NO_NAMES, "no port", ":", "h:x"], handoff.connect),
+    "connect timeout": (
+        [None, 0, -1, float("inf"), *NO_SECONDS],
+        lambda bad: handoff.connect("127.0.0.1:9", bad),
+    ),
+    "disconnect": ([None, *NO_NAMES], handoff.disconnect),
+    "start_nodes": ([None, 10**9, *NO_COUNTS], handoff.start_nodes),
+    "nodes' capabilities": (
+        NO_MAPPINGS,
+        lambda bad: handoff.start_nodes(1, capabilities=bad),
+    ),
+    "nodes' names": ([*NO_LISTS, [7], [""], []], lambda bad: handoff.start_nodes(1, names=bad)),
+    "node_info": (NO_NAMES, handoff.node_info),
+    "subscribe": ([None, *NO_LISTS], handoff.subscribe),
+    "kinds": ([*NO_LISTS, [int], [7]], lambda bad: handoff.subscribe(print, bad)),
+    "collect_logs": ([True, "loud", 1.5, []], handoff.collect_logs),
+    "rate": (
+        [None, 0, -1, "1", float("nan"), 10**400],
+        lambda bad: handoff.collect_logs(rate=bad),
+    ),
+    "crash": ([None, *NO_NAMES], handoff.testing.crash),
+}
+
+
+def line() -> handoff.DAG:
+    dag = handoff.new().add_function(handoff.Function("x", type="input"))
+    return dag.add_function(handoff.Function("y", ["x"], lambda x: x))
+
+
+def test_every_argument_of_a_wrong_type_is_a_typed_error_that_harms_nobody(default: Any) -> None:
+    gate, begun = threading.Event(), threading.Event()
+    waits = handoff.new().add_function(
+        handoff.Function("f", (), lambda: (begun.set(), gate.wait(30.0)), cost={"cpu": 1})
+    )
+    runtime = default.start(max_restarts=0, capabilities={"cpu": 1}, listen="127.0.0.1:0")
+    run = default.submit(waits)
+    try:
+        assert begun.wait(10.0)
+        for name, (values, call) in WRONG.items():
+            for bad in values:
+                with pytest.raises(Exception) as refused:
+                    call(bad)
+                what = f"{name}: {type(bad).__name__}"
+                assert isinstance(refused.value, handoff.HandoffError), what
+                assert str(refused.value), what
+    finally:
+        gate.set()
+    assert run.result(10.0).results["f"] == (None, True)
+    assert not runtime.status().restarts
+    assert len(runtime.status().runs) == 1
+    with default.stream(line(), max_pending=1) as pipeline:
+        pipeline.push(1)
+        for bad in NO_SECONDS:
+            with pytest.raises(handoff.ConfigurationError, match="timeout"):
+                pipeline.push(2, timeout=bad)
+        pipeline.close()
+        assert list(pipeline) == [1]
+
+
 @pytest.mark.parametrize(
     "option",
     ["listen", "insecure", "isolation", "max_workers", "max_seconds", "heartbeat_timeout"],

@@ -50,6 +50,7 @@ FACE = {
     "start_nodes": "n, *, capabilities=None, names=None",
     "node_info": "name=None",
     "status": "",
+    "current": "",
     "subscribe": "callback, kinds=None",
 }
 FUNCTION = (
@@ -92,6 +93,7 @@ def test_stop_and_current() -> None:
     for call in (handoff.stop, handoff.Runtime.stop, handoff.Runtime.start, handoff.current):
         assert shape(call) == []
     assert handoff.aio.stop is not None
+    assert handoff.Subscription is handoff.events.Subscription
 
 
 def test_what_a_dag_is_made_of() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,9 @@ __all__ = ["Outcome", "ProcessPool", "ProcessWorker", "WorkItem", "WorkerLost", 
 OnRequest = Callable[[ProcessWorker, int, str, tuple[Any, ...], dict[str, Any]], Any]
 
 _TRIES = 3
+"""Workers that may end by themselves before they are ready: nothing can be started here then."""
+_KILLED_TRIES = 30
+"""The same of workers that are killed: by whom does not say that others will be."""
 _START_TIMEOUT = 60.0
 """Seconds a worker may take to be ready."""
 _KEPT_CODE = 1 << 20
@@ -70,6 +74,7 @@ class ProcessPool:
         self._starting = 0
         self._wanted = 0
         self._failures = 0
+        self._killed = 0
         self._failure = "none got ready in time"
         self._closed = False
         self._epoll: select.epoll | None = None
@@ -88,7 +93,7 @@ class ProcessPool:
         """
         end = monotonic() + _START_TIMEOUT
         with self._changed:
-            self._failures = 0
+            self._failures = self._killed = 0
             self._wanted += 1
             try:
                 while True:
@@ -101,7 +106,7 @@ class ProcessPool:
                         worker = self._idle.pop()
                         self._held.add(worker)
                         break
-                    if self._failures >= _TRIES or monotonic() > end:
+                    if self._hopeless() or monotonic() > end:
                         raise HandoffError(
                             f"no worker process can be started on node {self._node!r}: "
                             f"{self._failure}; what it printed to stderr says more"
@@ -154,6 +159,9 @@ class ProcessPool:
         for _ in range(missing):
             self._starting += 1
             self._spawner.submit(self._start)
+
+    def _hopeless(self) -> bool:
+        return self._failures >= _TRIES or self._killed >= _KILLED_TRIES
 
     def _start(self) -> None:
         """On the spawner's thread."""
@@ -212,7 +220,7 @@ class ProcessPool:
     def _ready(self, worker: ProcessWorker) -> None:
         with self._changed:
             self._starting -= 1
-            self._failures = 0
+            self._failures = self._killed = 0
             self._idle.appendleft(worker)
             self._changed.notify()
         self._on_started(worker.pid)
@@ -229,11 +237,14 @@ class ProcessPool:
                 self._epoll.unregister(fd)
             if not worker.ready:
                 self._starting -= 1
-                self._failures += 1
+                if crash.exit_code == -signal.SIGKILL:
+                    self._killed += 1
+                else:
+                    self._failures += 1
                 self._failure = f"process {crash.pid} {crash.reason} before it was ready"
             with contextlib.suppress(ValueError):
                 self._idle.remove(worker)
-            if not self._closed and self._failures < _TRIES and not worker.ending:
+            if not self._closed and not self._hopeless() and not worker.ending:
                 self._top_up()
             held = worker in self._held
             news = worker.ready and not worker.ending

@@ -1,0 +1,50 @@
+"""Checks of what callers of the face give, before an actor gets it.
+
+Guarantees that what is refused is a ``ConfigurationError`` that names the argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from handoff_actors.errors import ConfigurationError, describe, unfit_id
+from handoff_actors.graph.checks import LONGEST, real_number
+
+
+def check_ids(*ids: Any) -> None:
+    """Refuse ids that an actor could not keep."""
+    for id_ in ids:
+        if (reason := unfit_id(id_)) is not None:
+            raise ConfigurationError(f"an id {reason}")
+
+
+def check_node(node: Any) -> None:
+    """Refuse what cannot be a node's name."""
+    if not isinstance(node, str) or not node:
+        raise ConfigurationError(f"a node's name is a non-empty str, not {describe(node)}")
+
+
+def items_of(name: str, values: Any, what: str) -> tuple[Any, ...]:
+    """The values of a collection; refuses what is one value.
+
+    Args:
+        name: of the argument.
+        values: what was given.
+        what: what it is a list of, for the error.
+    """
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ConfigurationError(f"{name} must be a list of {what}, not {describe(values)}")
+    return tuple(values)
+
+
+def patience(timeout: Any) -> float | None:
+    """A timeout that locks and clocks can hold; refuses what is no number."""
+    if timeout is None:
+        return None
+    number = real_number(timeout)
+    if number is None or number != number:
+        raise ConfigurationError(
+            f"timeout must be a number of seconds or None, not {describe(timeout)}"
+        )
+    return min(number, LONGEST)
