@@ -65,7 +65,6 @@ class Nodes(Clustered, Values):
 
     def resources_available(self, node: str, requirements: Mapping[str, float]) -> bool:
         """Whether the node has so much free now; False for an unknown node."""
-        check_node(node)
         to_micro(requirements, "the requirements")
         tracker = self._ref("resource_tracker")
         peer = None if self._mesh is None else self._mesh.peers().get(node)

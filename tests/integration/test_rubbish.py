@@ -150,7 +150,6 @@ WRONG: dict[str, tuple[list[Any], Callable[[Any], object]]] = {
     "register_node": ([None, *NO_NAMES], lambda bad: handoff.register_node(bad, {"cpu": 1})),
     "capabilities": ([None, *NO_MAPPINGS], lambda bad: handoff.register_node("n", bad)),
     "register_local_node": ([None, *NO_MAPPINGS], handoff.register_local_node),
-    "resources_available": ([None, *NO_NAMES], lambda bad: handoff.resources_available(bad, {})),
     "requirements": ([None, *NO_MAPPINGS], lambda bad: handoff.resources_available("n", bad)),
     "store_result dag_id": (NO_IDS, lambda bad: handoff.store_result(bad, "a", 1)),
     "store_result id": (NO_IDS, lambda bad: handoff.store_result("d", bad, 1)),
