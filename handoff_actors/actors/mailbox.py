@@ -153,15 +153,15 @@ class Mailbox:
             host = self._host
         host.drain()
 
-    def signal_elsewhere(self) -> None:
-        """As ``signal``, but another thread drains."""
+    def signal_elsewhere(self, follow: bool = False) -> None:
+        """As ``signal``, but another thread drains; with ``follow`` this one after its job."""
         with self._lock:
             self._signalled = True
             if self._active or self._host is None:
                 return
             self._active = True
             host = self._host
-        host.schedule()
+        host.schedule(follow)
 
     def next(self, host: Host) -> Any:
         """The next message for ``host``, ``SIGNAL``, or ``IDLE``: then the caller must stop."""

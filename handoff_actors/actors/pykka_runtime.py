@@ -133,7 +133,7 @@ class Incarnation(pykka.Actor):
     def schedule(self, follow: bool = False) -> None:
         """Have a carrier drain the mailbox."""
         if follow:
-            self.system.carriers.defer(self.drain)
+            self.system.carriers.defer(self.drain, brief=True)
         else:
             self.system.carriers.submit(self.drain)
 

@@ -261,6 +261,10 @@ class RunData:
             self.code_keys = {}
             self._working = True
 
+    def deliverer(self) -> Callable[[tuple[int, Any]], object]:
+        """What a worker calls with ``(token, value)``, on the thread that ran the code."""
+        return self.done.append
+
     def report(self, event: Any) -> None:
         """Leave an event for the runner, and have it looked at on this thread if it can be."""
         self.reports.append(event)

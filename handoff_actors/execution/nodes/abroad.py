@@ -474,7 +474,7 @@ class Abroad:
             # Nothing of the user's can run in this step: this thread may carry it.
             data.ref.signal()
         else:
-            data.ref.mailbox.signal_elsewhere()
+            data.ref.mailbox.signal_elsewhere(follow=True)
 
     def _present(self, i: int) -> int:
         history = self.data.histories.get(i)

@@ -89,7 +89,7 @@ class Gatherer:
         if wishes:
             self._bring(wishes)
         if carried:
-            self._carriers.submit(functools.partial(self._read, carried))
+            self._carriers.defer(functools.partial(self._read, carried), brief=True)
         return ready
 
     def _want(

@@ -17,7 +17,7 @@ import functools
 import threading
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,12 @@ class GuestData(RunData):
         run_name: the run's, for everybody.
         inbox: what the orchestrator has said, not yet looked at.
         outbox: what has become of attempts, not yet sent.
+        enclosed: what stands in messages for values, by attempt, if it was made already.
     """
 
     __slots__ = (
         "codes",
+        "enclosed",
         "gatherer",
         "held",
         "inbox",
@@ -108,6 +110,7 @@ class GuestData(RunData):
         self.outbox: deque[tuple[list[tuple[int, Any]], list[Any]]] = deque()
         self.outbox_lock = threading.Lock()
         self.sending = False
+        self.enclosed: dict[int, Any] = {}
         self.codes: dict[int, Any] = {}
         self.held: set[int] = set()
         self.told: set[int] = set()
@@ -123,6 +126,16 @@ class GuestData(RunData):
         indices = array("I", [i for i, number in enumerate(by) if number])
         return indices, array("H", [by[i] for i in indices]), list(self.trail.crew)
 
+    def deliverer(self) -> Callable[[tuple[int, Any]], object]:
+        """As of any run, with what is to be sent made ready where the user's code may run."""
+        return self._deliver
+
+    def _deliver(self, row: tuple[int, Any]) -> None:
+        token, value = row
+        if not is_plain(value) and token % self.plan.n not in self.held:
+            self.enclosed[token] = _enclosed(value, self.node)
+        self.done.append(row)
+
     def say(self, message: Any) -> None:
         """The orchestrator said something; on the thread that reads from it."""
         self.inbox.append(message)
@@ -131,7 +144,7 @@ class GuestData(RunData):
         lesson = message.lesson if isinstance(message, Work) else None
         if lesson is not None and (lesson.code or lesson.calls or lesson.held):
             # Code is read there, which may import anything.
-            self.ref.mailbox.signal_elsewhere()
+            self.ref.mailbox.signal_elsewhere(follow=True)
         else:
             self.ref.signal()
 
@@ -330,28 +343,29 @@ class GuestRunner(Actor):
 
     def _send(self, rows: list[tuple[int, Any]], reports: list[Any]) -> None:
         data = self.data
-        held = data.held
+        held, n, enclosed = data.held, data.plan.n, data.enclosed
         with data.outbox_lock:
             busy = data.sending
-            plain = not busy and all(
-                is_plain(value) and token % data.plan.n not in held for token, value in rows
+            ready = not busy and all(
+                token in enclosed or (is_plain(value) and token % n not in held)
+                for token, value in rows
             )
-            if plain and all(
+            if not ready or not all(
                 isinstance(report, (Withdrawn, TimedOut, tuple)) for report in reports
             ):
-                data.sending = busy = False
-            else:
                 data.outbox.append((rows, reports))
-                plain = False
+                ready = False
                 data.sending = True
-        if plain:
-            self._post(rows, [value for _, value in rows], reports)
+        if ready:
+            values = (
+                [enclosed.pop(token, value) for token, value in rows]
+                if enclosed
+                else [value for _, value in rows]
+            )
+            post_outcomes(data, rows, values, reports)
         elif not busy:
             # What is pickled runs the user's code: not on this strand.
             self.workers.carriers.submit(functools.partial(_send_all, data))
-
-    def _post(self, rows: list[tuple[int, Any]], values: list[Any], reports: list[Any]) -> None:
-        post_outcomes(self.data, rows, values, reports)
 
     # Its end.
 
@@ -387,7 +401,9 @@ def _send_all(data: GuestData) -> None:
                 return
             rows, reports = data.outbox.popleft()
         values = [
-            Located(node, size_of(value)) if token % n in data.held else _enclosed(value, node)
+            Located(node, size_of(value))
+            if token % n in data.held
+            else data.enclosed.pop(token, None) or _enclosed(value, node)
             for token, value in rows
         ]
         post_outcomes(data, rows, values, [pack_report(report, data) for report in reports])

@@ -136,7 +136,7 @@ class ThreadLane:
         plain, codes, values, n = plan.plain, plan.codes, data.values, plan.n
         starts, ends = data.starts, data.ends
         by, me = data.trail.by, data.trail.worker(thread_row())
-        done = data.done.append
+        done = data.deliverer()
         links = data.links
         base = data.context.copy()
         base.run(place.set, self)
@@ -240,6 +240,7 @@ class ThreadLane:
         me = data.trail.worker(thread_row())
         base = data.context.copy()
         base.run(place.set, self)
+        done = data.deliverer()
         while True:
             try:
                 token = queue.ready.popleft()
@@ -281,7 +282,7 @@ class ThreadLane:
             if failed is not None:
                 data.report(Raised(token, failed, data.node))
             else:
-                data.done.append((token, outcome))
+                done((token, outcome))
                 assert data.ref is not None
                 data.ref.signal()
             if queue.ready and queue.contended(self):
