@@ -40,6 +40,7 @@ class Carrier(threading.Thread):
         deferred: what follows the job in progress.
         busy: whether the job in progress will go on for long.
         duty: what it attends to between brief jobs.
+        ends: whether it ends after its job, instead of waiting for another.
     """
 
     def __init__(self, owner: Carriers, name: str, job: Job | None) -> None:
@@ -51,6 +52,7 @@ class Carrier(threading.Thread):
         self.deferred: deque[Job] = deque()
         self.busy = False
         self.duty: Duty | None = None
+        self.ends = False
 
     def run(self) -> None:
         """Do jobs, until there is none for long."""
@@ -66,7 +68,8 @@ class Carrier(threading.Thread):
                 elif not backlog or (job := owner.waiting()) is None:
                     break
             del job
-            owner.park(self)
+            if not self.ends:
+                owner.park(self)
         owner.gone(self)
 
     def do(self, job: Job) -> None:

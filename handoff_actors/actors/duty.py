@@ -6,7 +6,7 @@ turn out to be long, or never end.
 
     carrier A: read, handle ─ job ─ read, handle ─ job ......................... it is A's only one
     timers:        look          look          look  still the same: pass on
-    carrier B:                                         └─ read, handle ─ ...
+    carrier B:                                         └─ read, handle ─ ... until it is over; ends
 
 Guarantees: exactly one thread attends to it at a time; a job keeps it waiting for two ``TICK``s at
 most, and not at all when it says that it blocks (``Carriers.release_deferred``); no thread waits
@@ -31,13 +31,13 @@ class Duty:
     Args:
         carriers: whose threads attend to it.
         timers: for the looks.
-        attend: the loop: calls ``do_jobs`` between its rounds, and returns when that says so, or
-            when the duty is over.
+        attend: the loop: calls ``do_jobs`` between its rounds, and returns False when that does, or
+            True when the duty is over.
     """
 
     __slots__ = ("_attend", "_carriers", "_gate", "_lock", "_seen", "_ticking", "_timers")
 
-    def __init__(self, carriers: Carriers, timers: Timers, attend: Callable[[], object]) -> None:
+    def __init__(self, carriers: Carriers, timers: Timers, attend: Callable[[], bool]) -> None:
         self._carriers = carriers
         self._timers = timers
         self._attend = attend
@@ -56,7 +56,8 @@ class Duty:
         assert carrier is not None
         carrier.duty = self
         try:
-            self._attend()
+            # Who attends is one thread more than jobs need.
+            carrier.ends = self._attend()
         finally:
             carrier.duty = None
 

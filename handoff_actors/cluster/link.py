@@ -221,8 +221,8 @@ class Link(Peer):
             self._drain()
         return FrameReader(self.stream, _LIMIT)
 
-    def _read(self) -> None:
-        """Read until the end, or until another thread does."""
+    def _read(self) -> bool:
+        """Read until the end, or until another thread does: then False."""
         try:
             if self._reader is None:
                 self._reader = self._open()
@@ -235,7 +235,7 @@ class Link(Peer):
                 for kind, number, service, slot in entries:
                     self._receive(kind, number, service, payload_of(slots[slot], buffers))
                 if not do_jobs():
-                    return
+                    return False
         except (EOFError, OSError) as error:
             if not isinstance(error, EOFError) and self.state != "down":
                 self.reason = f"its connection broke: {error}"
@@ -243,6 +243,7 @@ class Link(Peer):
             self.reason = f"it sent what cannot be read: {error}"
             log.error("link_failed", node=self.mesh.node, peer=self.name, exc_info=error)
         self.end()
+        return True
 
     def _receive(self, kind: int, number: int, service: str, payload: Payload) -> None:
         mesh = self.mesh

@@ -31,7 +31,7 @@ class Reading:
         self.duty = Duty(carriers, timers, self.attend)
         self.duty.begin()
 
-    def attend(self) -> None:
+    def attend(self) -> bool:
         while True:
             self.attending += 1
             self.most = max(self.most, self.attending)
@@ -41,10 +41,10 @@ class Reading:
             self.attending -= 1
             if job is None:
                 self.ended.set()
-                return
+                return True
             self.carriers.defer(job, brief=True)
             if not self.duty.do_jobs():
-                return
+                return False
 
 
 @pytest.fixture
@@ -186,3 +186,13 @@ def test_nothing_ticks_while_there_is_nothing_to_do(
     for _ in range(3):
         ran_by(reading)
         eventually(lambda: not timers._heap and not reading.duty._ticking)
+
+
+def test_the_thread_ends_with_the_duty(
+    carriers: Carriers, timers: Timers, eventually: Eventually
+) -> None:
+    reading = Reading(carriers, timers)
+    ran_by(reading)
+    reading.inbox.put(None)
+    assert reading.ended.wait(10)
+    eventually(lambda: not carriers.threads())
