@@ -6,6 +6,7 @@ CPython's own tests of ``concurrent.futures`` were run against it while it was b
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gc
 import os
 import signal
@@ -202,6 +203,102 @@ def test_a_killed_worker_costs_one_task(processes):
     assert [attempt.exit_code for attempt in error.attempts] == [-signal.SIGKILL]
     assert [f.result(DEADLINE) for f in before] == [None] * 4
     assert [f.result(DEADLINE) for f in after] == list(range(20))
+
+
+def note(path, n):
+    """A task that leaves a trace of each time it runs."""
+    with open(path, "a") as file:
+        file.write(f"{n}\n")
+    return n
+
+
+def noted(path):
+    return [int(line) for line in path.read_text().splitlines()]
+
+
+def test_of_many_short_tasks_only_the_one_that_kills_its_worker_fails(processes, tmp_path):
+    """They go in batches; none of the others is lost, and none runs twice."""
+    path = tmp_path / "ran"
+    assert list(processes.map(abs, range(300))) == list(range(300))
+
+    def die(path, n):
+        note(path, n)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    futures = [processes.submit(die if n in (150, 400) else note, path, n) for n in range(600)]
+    errors = {n: f.exception(DEADLINE) for n, f in enumerate(futures)}
+    failed = {n for n, error in errors.items() if error is not None}
+    assert failed == {150, 400}
+    assert sorted(noted(path)) == list(range(600))
+
+
+def test_workers_that_are_killed_at_any_moment_cost_a_task_each(leaks, tmp_path):
+    path = tmp_path / "ran"
+    with (
+        handoff.Runtime() as runtime,
+        handoff.Executor(2, isolation="process", runtime=runtime) as pool,
+    ):
+        assert pool.submit(abs, -1).result(DEADLINE) == 1
+        futures, kills = [], 0
+        for n in range(3000):
+            futures.append(pool.submit(note, path, n))
+            if n % 300 == 299:
+                with contextlib.suppress(handoff.ConfigurationError):  # none is up just now
+                    kills += handoff.testing.kill_worker(runtime=runtime) is not None
+        errors = [f.exception(DEADLINE) for f in futures]
+        failed = [n for n, error in enumerate(errors) if error is not None]
+        assert kills
+        assert len(failed) <= kills
+        assert all(isinstance(errors[n], handoff.FunctionCrashedError) for n in failed)
+        ran = noted(path)
+        assert len(ran) == len(set(ran))
+        assert set(ran) | set(failed) == set(range(3000))
+
+
+class DiesWhenRead:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_an_argument_that_kills_whoever_reads_it_fails_its_task_alone(processes):
+    before = [processes.submit(abs, n) for n in range(50)]
+    bad = processes.submit(id, DiesWhenRead())
+    after = [processes.submit(abs, n) for n in range(50)]
+    assert isinstance(bad.exception(DEADLINE), handoff.FunctionCrashedError)
+    assert [f.result(DEADLINE) for f in before + after] == 2 * list(range(50))
+
+
+def test_what_waits_behind_a_slow_task_goes_to_another_worker(processes, tmp_path):
+    go_on = tmp_path / "go on"
+
+    def slow():
+        while not go_on.exists():
+            time.sleep(0.002)
+
+    assert list(processes.map(abs, range(500))) == list(range(500))
+    first = processes.submit(slow)
+    others = [processes.submit(abs, n) for n in range(500)]
+    assert [f.result(DEADLINE) for f in others] == list(range(500))
+    assert not first.done()
+    go_on.touch()
+    assert first.result(DEADLINE) is None
+
+
+def test_a_crash_that_is_allowed_runs_the_task_again(leaks, tmp_path):
+    path = tmp_path / "ran"
+
+    def die(often):
+        note(path, 0)
+        if len(noted(path)) <= often:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return handoff.current().attempt
+
+    with handoff.Executor(2, isolation="process", max_crashes=2) as pool:
+        assert pool.submit(die, 2).result(DEADLINE) == 3
+        error = pool.submit(die, 99).exception(DEADLINE)
+    assert isinstance(error, handoff.FunctionCrashedError)
+    assert len(error.attempts) == 3
+    assert "max_crashes=2" in str(error)
 
 
 def test_options_of_tasks(leaks, tmp_path):

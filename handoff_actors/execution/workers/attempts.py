@@ -123,6 +123,10 @@ class Here:
             lambda: mark in child.cancelled,
         )
 
+    def begin(self) -> None:
+        """See ``Child.begin``."""
+        self.child.begin(self.token)
+
     def lend(self) -> None:
         """The node lends what it holds when the forwarded call arrives there."""
 

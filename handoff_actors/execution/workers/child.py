@@ -370,6 +370,14 @@ class Child:
 
     # Calls of the library by the functions.
 
+    def begin(self, token: int) -> None:
+        """An attempt that must not run twice begins: what ended before is told, and that it does.
+
+        So whatever kills the process, the parent knows which attempt it was at, and has all others.
+        """
+        self._outbox.flush()
+        self._began[1] = token
+
     def forward(self, token: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Have the node do something.
 
@@ -418,7 +426,7 @@ def main(work: int, control: int, page: int, parent: int, node: str) -> None:
     sockets = socket.socket(fileno=work), socket.socket(fileno=control)
     for sock in sockets:
         sock.set_inheritable(False)
-    began = memoryview(mmap.mmap(page, 8)).cast("d")
+    began = memoryview(mmap.mmap(page, 16)).cast("d")
     os.close(page)
     child = Child(*sockets, began, node)
     level = os.environ.pop("HANDOFF_LOG_LEVEL", "")

@@ -104,6 +104,14 @@ class ProcessWorker:
             return 0.0  # it is closed
 
     @property
+    def last_begun(self) -> int:
+        """The last attempt whose code has called ``Child.begin``."""
+        try:
+            return int(_DOUBLE.unpack_from(self._page, _DOUBLE.size)[0])
+        except ValueError:
+            return 0
+
+    @property
     def alive(self) -> bool:
         """Whether the process lives, as far as is known."""
         return self._crash is None and not self._closed

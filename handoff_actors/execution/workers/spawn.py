@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from handoff_actors.execution.workers.relay import level_here
 
+PAGE = 16
+"""Bytes of the memory shared with each process."""
 _SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap.py")
 
 
@@ -28,8 +30,8 @@ class Started:
         work: our end of the socket for attempts and outcomes; does not block.
         control: our end of the socket for everything else; does not block.
         pidfd: a descriptor that can be read once the process is dead; -1 where there is none.
-        began: one double in memory we share with it: ``perf_counter()`` when it began to call the
-            function it is at.
+        began: two doubles in memory we share with it: ``perf_counter()`` when it began to call the
+            function it is at, and the attempt that it last said to begin.
     """
 
     process: subprocess.Popen[bytes]
@@ -51,8 +53,8 @@ def start(node: str) -> Started:
     sockets: list[socket.socket] = []
     page = os.memfd_create("handoff-began", os.MFD_CLOEXEC)
     try:
-        os.ftruncate(page, 8)
-        began = mmap.mmap(page, 8)
+        os.ftruncate(page, PAGE)
+        began = mmap.mmap(page, PAGE)
         for _ in range(2):
             sockets += socket.socketpair()
         work, work_there, control, control_there = sockets
