@@ -14,10 +14,8 @@ process's memory was read while its link was up, from the process that made the 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
-import mmap
 import os
 import struct
 import threading
@@ -26,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from handoff_actors.cluster.memory import room_for
 from handoff_actors.cluster.payload import Payload
 from handoff_actors.cluster.transport import Stream
 from handoff_actors.errors import NodeUnreachableError, ValueNotFoundError
@@ -38,10 +37,8 @@ SMALL = 1 << 16
 """Bytes up to which a value goes into the answer itself."""
 SERVICE = "handoff.bulk"
 
-_MAPPED = 1 << 20  # bytes from which a part gets a mapping of its own
 _PIECE = 1 << 26  # bytes that are copied between two looks at the clock
 _OVER_LINK = 1 << 20  # bytes of a piece that goes over the link
-_RESERVE = 0.02  # the part of memory that a value must leave free
 _TRIES = 3  # to read the other process's memory
 _IDLE = 2  # connections kept for the next value, each way
 _REQUEST = struct.Struct("<Q")  # the token
@@ -270,70 +267,7 @@ def _late(found: Offer, link: Link) -> NodeUnreachableError:
     )
 
 
-# Memory.
-
-
-def check_memory(size: int, node: str) -> None:
-    """Whether a value of ``size`` bytes fits into what memory is left.
-
-    Raises:
-        MemoryError: it does not.
-    """
-    if size < _MAPPED:
-        return
-    left = memory_left()
-    if left is not None and size > left:
-        raise MemoryError(
-            f"a value of {size / 1e6:,.0f} MB on node {node!r} does not fit into the "
-            f"{left / 1e6:,.0f} MB of memory that are left here"
-        )
-
-
-def room_for(sizes: Sequence[int], node: str) -> list[Buffer]:
-    """Memory of our own for the parts of a value.
-
-    Raises:
-        MemoryError: there is not so much.
-    """
-    size = sum(sizes)
-    check_memory(size, node)
-    try:
-        return [_room(part) for part in sizes]
-    except (MemoryError, OSError) as error:  # a mapping that cannot be had is an OSError
-        raise MemoryError(
-            f"a value of {size / 1e6:,.0f} MB on node {node!r} does not fit here: this process "
-            f"gets no more memory ({error or 'out of memory'})"
-        ) from error
-
-
-def memory_left() -> int | None:
-    """Bytes that this process may still use, as far as the system tells."""
-    try:
-        with open("/proc/meminfo", "rb") as file:
-            lines = dict(line.split(b":", 1) for line in file)
-        total = int(lines[b"MemTotal"].split()[0]) * 1024
-        left = int(lines[b"MemAvailable"].split()[0]) * 1024 - int(_RESERVE * total)
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current") as file:
-            left = min(left, limit - int(file.read()))
-    except (OSError, ValueError):
-        pass  # no limit, or none that can be read
-    return max(0, left)
-
-
-def _room(size: int) -> Buffer:
-    """Memory of our own for so many bytes."""
-    if size < _MAPPED:
-        return bytearray(size)
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            room.madvise(mmap.MADV_HUGEPAGE)
-    return room
+# Memory of this process and of others.
 
 
 def _flat(buffer: Any) -> memoryview:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from handoff_actors.control_groups import groups, memory_limit, read
+
 MEGABYTE = 1_000_000
 """Bytes in the unit of ``memory``."""
 
@@ -40,38 +42,12 @@ def cgroup_limits(root: Path) -> tuple[float | None, float | None]:
         Cores and bytes; None where there is no limit.
     """
     quotas: list[float] = []
-    limits: list[float] = []
-    base = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        names = controllers.split(",")
-        if not controllers:  # version 2
-            for group in _upwards(base, path):
-                quotas += _ratio(*_fields(_read(group / "cpu.max"), 2))
-                limits += _number(_read(group / "memory.max"))
-        if "cpu" in names:
-            for group in _upwards(base / "cpu", path):
-                quotas += _ratio(
-                    _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-                )
-        if "memory" in names:
-            for group in _upwards(base / "memory", path):
-                limits += _number(_read(group / "memory.limit_in_bytes"))
-    return min(quotas, default=None), min(limits, default=None)
-
-
-def _upwards(base: Path, path: str) -> list[Path]:
-    """The group and all above it, up to the mount; inside a container only the mount is there."""
-    parts = [part for part in path.strip().split("/") if part not in ("", "..")]
-    return [base.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    for group in groups(root, "cpu"):
+        quotas += _ratio(*_fields(read(group / "cpu.max"), 2))
+        quotas += _ratio(read(group / "cpu.cfs_quota_us"), read(group / "cpu.cfs_period_us"))
+    limits = [memory_limit(group) for group in groups(root, "memory")]
+    tightest = min((float(limit) for limit in limits if limit is not None), default=None)
+    return min(quotas, default=None), tightest
 
 
 def _fields(text: str, count: int) -> list[str]:

@@ -428,13 +428,13 @@ def test_large_values_come_each_way(node: Make, way: str, monkeypatch: Any) -> N
 
 
 def test_a_value_larger_than_memory_is_refused(node: Make, monkeypatch: Any) -> None:
-    from handoff_actors.cluster import bulk
+    from handoff_actors.cluster import memory
 
     a, b = node("a"), node("b")
     Echo(b).value = bytes(8 << 20)
     b.connect(a.address)
     peer: Any = a.cluster().peer("b")
-    monkeypatch.setattr(bulk, "memory_left", lambda: 4 << 20)
+    monkeypatch.setattr(memory, "memory_left", lambda: 4 << 20)
     with pytest.raises(MemoryError, match=r"8 MB on node 'b' does not fit into the 4 MB"):
         peer.fetch("echo", "key", 5)
     assert peer.call("echo", 1, 5) == 1

@@ -252,25 +252,6 @@ def test_code_that_must_leave_and_cannot_is_refused_at_once(shared):
     assert set(result.allocations.values()) == {"home"}
 
 
-def test_a_value_larger_than_memory_fails_its_run_and_says_so(shared):
-    class Huge:
-        """Says it is larger than it is, as far as the check before the fetch is concerned."""
-
-        def __reduce__(self):
-            raise MemoryError("no room")
-
-        nbytes = 10**15
-
-    dag = DAG("huge")
-    dag.add_function(Function("x", code=Huge, node="n1"))
-    dag.add_function(Function("y", ["x"], lambda x: 1, node="n2"))
-    with pytest.raises(handoff.FunctionFailedError) as caught:
-        shared.execute(dag)
-    assert isinstance(caught.value.__cause__, MemoryError)
-    assert "1,000,000,000 MB" in str(caught.value.__cause__)
-    assert caught.value.attempts == 1
-
-
 def test_several_orchestrators_never_over_commit_a_node(shared, tmp_path):
     def work():
         path = tmp_path / f"{time.monotonic_ns()}"

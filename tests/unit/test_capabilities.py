@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from handoff_actors.control_groups import groups, memory_limit, memory_used
 from handoff_actors.errors import ConfigurationError
 from handoff_actors.resources.capabilities import NodeCapacity, fits, from_micro, to_micro
 from handoff_actors.resources.machine import cgroup_limits, machine_capabilities
@@ -113,6 +114,34 @@ def test_version_one_control_groups_are_read(tmp_path):
         },
     )
     assert cgroup_limits(root) == (2.5, 64_000_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "names"),
+    [
+        ("0::/job", "", ("memory.max", "memory.current", "inactive_file")),
+        ("3:memory:/job", "memory/", ("memory.limit_in_bytes", "memory.usage_in_bytes",
+                                      "total_inactive_file")),
+    ],
+)  # fmt: skip
+def test_what_a_control_group_has_is_read_without_what_it_would_give_up(
+    tmp_path, line, folder, names
+):
+    limit, used, cached = names
+    group = f"sys/fs/cgroup/{folder}job"
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": line + "\n",
+            f"{group}/{limit}": "5000\n",
+            f"{group}/{used}": "3000\n",
+            f"{group}/memory.stat": f"rss 700\n{cached} 1000\n",
+        },
+    )
+    inner, *outer = groups(root, "memory")
+    assert inner == root / group
+    assert (memory_limit(inner), memory_used(inner)) == (5000, 2000)
+    assert [(memory_limit(each), memory_used(each)) for each in outer] == [(None, 0)]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Gatherer:
         elif place is None:
             self._arrived.append((d, GoneError("nobody knows where it is"), False))
         else:
-            wishes.append(self._wish(d, d, place, None))
+            wishes.append(self._wish(d, d, place, None, token))
 
     def _place(self, d: int) -> tuple[str, int] | None:
         value = self.data.values[d]
@@ -115,15 +115,27 @@ class Gatherer:
             return value.node, value.nbytes
         return self.places.get(d)
 
-    def _wish(self, mark: Any, d: int, place: tuple[str, int], serialize: Payload | None) -> Wish:
+    def _wish(
+        self, mark: Any, d: int, place: tuple[str, int], serialize: Payload | None, token: int
+    ) -> Wish:
         data = self.data
         return Wish(
             mark,
             ValueKey(self._run, d, data.node, serialize),
             place[0],
             place[1],
-            f"result of function {describe(data.plan.ids[d])}",
+            self._called(d, token),
         )
+
+    def _called(self, d: int, token: int) -> str:
+        """What errors call a value; a guest does not know the ids of functions it has not run."""
+        plan = self.data.plan
+        if plan.ids[d] is not None:
+            return f"result of function {describe(plan.ids[d])}"
+        i = token % plan.n
+        plain = plan.plain[i]
+        which = "an argument" if plain is None else f"argument {plain.index(d) + 1}"
+        return f"{which} of function {describe(plan.ids[i])}"
 
     def _want_for_call(
         self, i: int, token: int, wishes: list[Wish], carried: list[tuple[int, Carried]]
@@ -156,7 +168,7 @@ class Gatherer:
             except SerializationError as error:
                 self._arrived.append((mark, error, False))
             else:
-                wishes.append(self._wish(mark, p, place, pair))
+                wishes.append(self._wish(mark, p, place, pair, token))
         for d in raw:
             if values[d].__class__ in _NOT_HERE:
                 missing.add(d)
