@@ -18,9 +18,27 @@ def plus(x: int) -> int:
     return x + 1
 
 
-def counted(state: int, x: int) -> tuple[int, int]:
-    """One more, and a state."""
-    return x + 1, state + 1
+def counted(before: int, x: int) -> tuple[int, int]:
+    """One more; the state goes from item to item in their order."""
+    assert x > before, (x, before)
+    return x + 1, x
+
+
+def nothing() -> int:
+    """The state before the first item."""
+    return -1
+
+
+def asking(x: int) -> int:
+    """The same; now and then with a run for which the pipeline has to lend what it holds."""
+    if x % 100 == 50:
+        nested = handoff.new().add_function(Function("n", (), abs, extra_args=[x], cost=COST))
+        with handoff.execute(nested) as result:
+            assert result.results["n"] == x
+    return x
+
+
+COST = {"cpu": 0.1}
 
 
 def batch(rows: list[tuple[int]]) -> list[int]:
@@ -39,7 +57,7 @@ def dag(rng: random.Random) -> handoff.DAG:
     before: Any = "x"
     kinds: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         (plus, {"parallelism": rng.randint(1, 3)}),
-        (counted, {"init": int}),
+        (counted, {"init": nothing}),
         (batch, {"batch_size": rng.randint(2, 9), "batch_timeout": rng.choice([None, 0.01])}),
         (later, {}),
     ]
@@ -50,7 +68,9 @@ def dag(rng: random.Random) -> handoff.DAG:
             Function(i, [before], code, isolation=isolation, max_crashes=1000, **fields)
         )
         before = i
-    made.add_function(Function("beside", ["x"], abs, cost={"cpu": 0.1}))
+    made.add_function(
+        Function("beside", ["x"], asking, cost=COST, max_crashes=1000, isolation=isolation)
+    )
     return made.add_function(Function("all", [before, "beside"], lambda x, y: (x, y)))
 
 
