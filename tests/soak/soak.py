@@ -1,6 +1,7 @@
 """Everything at once for minutes, and then nothing may be left of it.
 
     python -m tests.soak.soak --minutes 10
+    python -m tests.soak.soak --minutes 10 --only streamed --nodes 2
 
 Eight callers run DAGs on threads, processes and coroutines, with and without costs, nested,
 failing, timing out, cancelled; meanwhile actors are crashed and worker processes killed. Every ten
@@ -31,7 +32,7 @@ import psutil
 
 import handoff_actors as handoff
 from handoff_actors import Function
-from handoff_actors.testing import crash
+from handoff_actors.testing import crash, kill_node
 from tests.soak.streams import streamed
 
 CALLERS = 8
@@ -295,7 +296,9 @@ class Figures:
 class Soak:
     """One soak; ``problems`` is what went wrong."""
 
-    def __init__(self, minutes: float, seed: int) -> None:
+    def __init__(self, minutes: float, seed: int, only: str | None = None, nodes: int = 0) -> None:
+        self.only = only
+        self.nodes = nodes
         self.end = time.monotonic() + minutes * 60
         self.warm_up = min(WARM_UP, minutes * 15)
         self.seed = seed
@@ -322,7 +325,7 @@ class Soak:
     def caller(self, number: int, runtime: handoff.Runtime) -> None:
         """Runs one thing after another."""
         rng = random.Random(self.seed * 1000 + number)
-        kinds = Kinds(runtime).all()
+        kinds = [k for k in Kinds(runtime).all() if self.only in (None, k.__name__)]
         while not self.over.is_set():
             self.rest(number)
             kind = rng.choice(kinds)
@@ -345,6 +348,12 @@ class Soak:
         while not self.over.is_set():
             self.rest(CALLERS)
             time.sleep(rng.random() * 0.4)
+            if self.nodes and rng.random() < 0.1:
+                node = rng.choice([n for n in runtime.nodes() if n != runtime.node()] or [""])
+                with contextlib.suppress(handoff.HandoffError, LookupError):
+                    kill_node(node, runtime=runtime)
+                    self.faults["node killed"] += 1
+                continue
             if rng.random() < 0.3:
                 children = [c for c in psutil.Process().children() if c.pid in up]
                 for child in children[:1]:
@@ -401,6 +410,8 @@ class Soak:
             max_retained_runs=64,
             max_workers=WORKERS,
         ).start()
+        if self.nodes:
+            runtime.start_nodes(self.nodes, capabilities={"cpu": 2})
         actors = [
             threading.Thread(target=self.caller, args=(n, runtime), daemon=True)
             for n in range(CALLERS)
@@ -443,7 +454,7 @@ class Soak:
             self.problem(f"memory grew from {warm.memory:.1f} to {last.memory:.1f} MB")
         if last.threads > warm.threads + 4:
             self.problem(f"threads grew from {warm.threads} to {last.threads}")
-        if last.processes > WORKERS + 2:  # spares stand by
+        if last.processes > (WORKERS + 2) * (1 + self.nodes):  # spares stand by
             self.problem(f"processes grew from {warm.processes} to {last.processes}")
         if last.fds > warm.fds + 8:
             self.problem(f"descriptors grew from {warm.fds} to {last.fds}")
@@ -460,8 +471,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Everything at once, for minutes.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="the kind of runs, say streamed")
+    parser.add_argument("--nodes", type=int, default=0, help="so many, which are killed too")
     options = parser.parse_args()
-    return Soak(options.minutes, options.seed).run()
+    return Soak(options.minutes, options.seed, options.only, options.nodes).run()
 
 
 if __name__ == "__main__":

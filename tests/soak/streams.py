@@ -51,7 +51,7 @@ async def later(x: int) -> int:
     return x + 1
 
 
-def dag(rng: random.Random) -> handoff.DAG:
+def dag(rng: random.Random, nodes: list[str]) -> handoff.DAG:
     """A chain of four stages of random kinds, with one beside it that they are joined with."""
     made = handoff.new().add_function(Function("x", type="input"))
     before: Any = "x"
@@ -64,8 +64,9 @@ def dag(rng: random.Random) -> handoff.DAG:
     rng.shuffle(kinds)
     for i, (code, fields) in enumerate(kinds):
         isolation = "process" if rng.random() < 0.3 else "thread"
+        node = rng.choice(nodes) if nodes and rng.random() < 0.4 else None
         made.add_function(
-            Function(i, [before], code, isolation=isolation, max_crashes=1000, **fields)
+            Function(i, [before], code, isolation=isolation, max_crashes=1000, node=node, **fields)
         )
         before = i
     made.add_function(
@@ -80,7 +81,8 @@ def streamed(runtime: handoff.Runtime, rng: random.Random, patience: float) -> N
     if rng.random() < 0.3:
         options["max_demand"] = rng.randint(1, 10)
     count, end = rng.randint(1, 300), time.monotonic() + patience
-    with runtime.stream(dag(rng), timeout=patience, **options) as pipeline:
+    nodes = [name for name in runtime.nodes() if name != runtime.node()]
+    with runtime.stream(dag(rng, nodes), timeout=patience, **options) as pipeline:
         results = []
         for result in pipeline.map(range(count)):
             results.append(result)
