@@ -179,6 +179,34 @@ def test_claims_are_held_where_the_stages_are(
             runtime.stream(line(Function("a", ["x"], here, cost=cost, node=node)))
 
 
+class Last:
+    """An allocator that fills the last node first."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[Any], list[str]]] = []
+
+    def allocate(self, requests: Any, nodes: Any) -> dict[Any, str]:
+        self.asked.append(([(r.id, dict(r.cost)) for r in requests], list(nodes)))
+        return {r.id: list(nodes)[-1] for r in requests if r.id != "late"}
+
+
+def test_an_allocator_of_ones_own_places_stages() -> None:
+    """What it leaves out waits where it could ever be; what costs nothing is here."""
+    allocator = Last()
+    with handoff.Runtime(allocator=allocator, capabilities={"cpu": 2}) as runtime:
+        runtime.start_nodes(1, capabilities={"cpu": 2}, names=["last"])
+        dag = line(
+            Function("a", ["x"], here, cost={"cpu": 0.5}, parallelism=2),
+            Function("b", ["a"], here, cost={"cpu": 1}, node=Collocated("a")),
+            Function("late", ["b"], here, cost={"cpu": 1}),
+            Function("free", ["late"], here),
+        )
+        with runtime.stream(dag) as pipeline:
+            me = runtime.node()
+            assert list(pipeline.map([1])) == [((((1, "last"), "last"), me), me)]
+        assert allocator.asked == [([("a", {"cpu": 2}), ("late", {"cpu": 1})], [me, "last"])]
+
+
 def test_stages_there_lend_what_their_node_has_claimed(runtime: handoff.Runtime) -> None:
     """Though the first of them has claimed for both."""
 

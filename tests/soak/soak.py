@@ -348,7 +348,7 @@ class Soak:
         while not self.over.is_set():
             self.rest(CALLERS)
             time.sleep(rng.random() * 0.4)
-            if self.nodes and rng.random() < 0.1:
+            if self.nodes and rng.random() < 0.03:
                 node = rng.choice([n for n in runtime.nodes() if n != runtime.node()] or [""])
                 with contextlib.suppress(handoff.HandoffError, LookupError):
                     kill_node(node, runtime=runtime)
