@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from handoff_actors.cluster.by_value import ByValuePickler, importable
+from handoff_actors.cluster.strays import is_built_in
 from handoff_actors.errors import SerializationError, describe, text_of
 
 _PARTS = 2000  # so many parts are tried
@@ -115,7 +116,7 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
             value = getattr(obj, f"_{cls.__name__.lstrip('_')}{name}" if private else name, None)
             if value is not None:
                 yield f".{name}", value
-    if type(obj).__module__ != "builtins" and not importable(type(obj)):
+    if not is_built_in(type(obj)) and not importable(type(obj)):
         yield ".__class__", type(obj)
 
 

@@ -27,7 +27,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from handoff_actors.cluster.strays import is_stray
+from handoff_actors.cluster.strays import is_built_in, is_stray
 
 MAIN_MODULES = frozenset({"__main__", "__mp_main__"})
 """Modules that are another module in another process."""
@@ -81,7 +81,7 @@ class ByValuePickler(pickle.Pickler):
         if reducer is not None:
             return reducer(self, obj)
         if isinstance(obj, type):
-            if obj.__module__ == "builtins":
+            if is_built_in(obj):
                 name = _BUILTIN_TYPES.get(obj)
                 return NotImplemented if name is None else (getattr, (types, name))
             from handoff_actors.cluster.main_types import reduce_class

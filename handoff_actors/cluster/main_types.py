@@ -32,6 +32,7 @@ from handoff_actors.cluster.main_enums import (
     taken_apart,
 )
 from handoff_actors.cluster.steady import is_steady
+from handoff_actors.cluster.strays import is_built_in
 
 _KEPT = 1024  # so many definitions, and classes of others, are remembered at least
 
@@ -106,7 +107,7 @@ def settle_in_main() -> None:
 
 def reduce_class(pickler: ByValuePickler, cls: type) -> Reduced:
     """How to pickle a class: by name where another process finds it, else as said above."""
-    if importable(cls) or cls.__module__ == "builtins":
+    if importable(cls) or is_built_in(cls):
         return NotImplemented
     if pickler.definition:
         pickler.written.append(cls)

@@ -15,6 +15,7 @@ import types
 from typing import Any
 
 from handoff_actors.cluster.payload import Payload, dumps, loads
+from handoff_actors.cluster.strays import is_built_in
 from handoff_actors.errors import describe
 
 _FRAMES = 50  # of each end of a long traceback are kept
@@ -160,7 +161,7 @@ def _made_of(error: BaseException) -> tuple[Any, ...]:
 
 
 def _built_in(cls: type[BaseException]) -> type[BaseException]:
-    return next(c for c in cls.__mro__ if c.__module__ == "builtins")
+    return next(c for c in cls.__mro__ if is_built_in(c))
 
 
 def _picklable_state(error: BaseException) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _new_group(
 
 def _stand_in_for(error: BaseException) -> tuple[Any, ...]:
     cls = type(error)
-    base = next(c for c in cls.__mro__ if c.__module__ == "builtins" and _plain(c))
+    base = next(c for c in cls.__mro__ if is_built_in(c) and _plain(c))
     notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
     return base, (cls.__name__, cls.__qualname__, cls.__module__), _text(error), notes
 

@@ -7,6 +7,7 @@ once, and to cost next to nothing while no module is imported.
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 import threading
@@ -17,6 +18,14 @@ _seen: set[str] = set()
 _strays: set[str] = {"__main__", "__mp_main__"}
 _needles: tuple[bytes, ...] = (b"_main__",)  # of both
 _loaded = 0
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made while Python ran
+
+
+def is_built_in(cls: type) -> bool:
+    """Whether a class is Python's own; one that ``exec`` made may say that it is, and is not."""
+    return cls.__module__ == "builtins" and (
+        getattr(builtins, cls.__name__, None) is cls or not cls.__flags__ & _HEAP_TYPE
+    )
 
 
 def is_stray(name: str) -> bool:
@@ -36,7 +45,7 @@ def _look_again() -> None:
     global _loaded, _needles
     with _lock:
         count = len(sys.modules)
-        path = {entry or os.getcwd() for entry in sys.path}
+        path = {entry or _folder() for entry in sys.path}
         found = []
         for name in sys.modules.keys() - _seen:
             _seen.add(name)
@@ -46,6 +55,14 @@ def _look_again() -> None:
             _strays.update(found)
             _needles += tuple([name.encode() for name in found])
         _loaded = count
+
+
+def _folder() -> str:
+    """The working directory; a name of none when it has been removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def _can_be_found(name: str, module: Any, path: set[str]) -> bool:
