@@ -6,7 +6,7 @@ call never places more on a node than is free there, and the same question gets 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
 from typing import Protocol, runtime_checkable
@@ -18,8 +18,8 @@ _Key = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A function that is ready and wants a place.
+class Request(Mapping[str, float]):
+    """A function that is ready and wants a place. It reads as the mapping of its cost, too.
 
     Attributes:
         id: whatever the caller tells its requests apart by.
@@ -30,6 +30,18 @@ class Request:
     id: Hashable
     cost: Capabilities = field(default_factory=dict)
     inputs: Mapping[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.cost[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cost)
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    def __bool__(self) -> bool:
+        return True
 
 
 @runtime_checkable

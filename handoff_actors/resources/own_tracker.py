@@ -159,8 +159,11 @@ class OwnLedger:
         """What it says is free there."""
         if node not in self._capabilities():
             return {}
-        found: Capabilities = self._ask("available", lambda: self._tracker.available(node))
-        return {name: round(amount * MICRO) for name, amount in found.items()}
+        found = self._mapping("available", lambda: self._tracker.available(node))
+        try:
+            return {name: round(amount * MICRO) for name, amount in found.items()}
+        except (TypeError, ValueError, OverflowError):
+            raise self._odd("available", found) from None
 
     # Asking.
 
@@ -271,8 +274,21 @@ class OwnLedger:
             del self._wishes[key]
 
     def _capabilities(self) -> Mapping[str, Capabilities]:
-        found: Mapping[str, Capabilities] = self._ask("capabilities", self._tracker.capabilities)
+        return self._mapping("capabilities", self._tracker.capabilities)
+
+    def _mapping(self, method: str, ask: Callable[[], Any]) -> Mapping[str, Any]:
+        """What a method answers that is to answer a mapping."""
+        found = self._ask(method, ask)
+        if not isinstance(found, Mapping):
+            raise self._odd(method, found)
         return found
+
+    def _odd(self, method: str, found: Any) -> ConfigurationError:
+        due = "of resource name to amount" if method == "available" else "of node to capabilities"
+        return ConfigurationError(
+            f"the resource tracker {describe(self._tracker)} answered {describe(found)} to "
+            f"{method}(); a mapping {due} is due"
+        )
 
     def _ask(self, method: str, ask: Callable[[], T]) -> T:
         """Ask outside of a request, where the caller gets what it raises as a typed error."""

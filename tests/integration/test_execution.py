@@ -1391,6 +1391,7 @@ class OwnTracker:
 
     def request(self, node: str, req: Any, owner: Any) -> Any:
         self._maybe("request")
+        assert dict(req) == req.cost == {"cpu": 1}
         if len(self.given) > len(self.back):
             return None
         claim = object()
@@ -1430,6 +1431,27 @@ def test_a_tracker_of_ones_own_that_raises(
     tracker.broken.clear()
     assert runtime.execute(single(lambda: 1, cost={"cpu": 1}), timeout=10).results["f"] == 1
     assert runtime.execute(single(lambda: 2)).results["f"] == 2
+    assert not runtime.status().restarts
+
+
+@pytest.mark.parametrize("method", ["capabilities", "available"])
+@pytest.mark.parametrize("answer", [True, None, "cpu", {"cpu": "many"}, {"here": 5}], ids=repr)
+def test_a_tracker_of_ones_own_that_answers_rubbish(
+    make_runtime: Any, method: str, answer: Any
+) -> None:
+    tracker = OwnTracker()
+    runtime = make_runtime(
+        name="here", resource_tracker=tracker, capabilities={"cpu": 8}, max_restarts=0
+    )
+    setattr(tracker, method, lambda *_: answer)
+    calls = [runtime.node_info, runtime.discover_nodes, runtime.status]
+    for call in [*calls, lambda: runtime.resources_available("here", {"cpu": 1})]:
+        try:
+            call()
+        except handoff.ConfigurationError as error:
+            assert "tracker" in str(error)  # noqa: PT017  some of them need not ask it
+    delattr(tracker, method)
+    assert runtime.execute(single(lambda: 1, cost={"cpu": 1}), timeout=10).results["f"] == 1
     assert not runtime.status().restarts
 
 
