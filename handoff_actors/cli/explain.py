@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
@@ -43,6 +44,17 @@ def explain(error: str | None) -> None:
     wanted = error.lower().rpartition(".")[2]
     name = by_name.get(wanted) or by_name.get(f"{wanted}error")
     if name is None:
-        raise TargetError(f"there is no error {error}; there are {', '.join(known)}")
+        name = _nearest(error, wanted.removesuffix("error"), by_name)
     text = re.sub(r"[`*]", "", known[name])
     click.echo(f"{name}\n\n{text}")
+
+
+def _nearest(error: str, part: str, by_name: dict[str, str]) -> str:
+    """The one error that has ``part`` in its name, or is spelt much like it."""
+    alike = [low for low in by_name if part in low]
+    alike = alike or difflib.get_close_matches(f"{part}error", by_name, 3, 0.8)
+    if len(alike) == 1:
+        return by_name[alike[0]]
+    names = ", ".join(by_name[low] for low in alike or by_name)
+    rest = f"do you mean one of {names}?" if alike else f"there are {names}"
+    raise TargetError(f"there is no error {error}; {rest}")

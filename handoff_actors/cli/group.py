@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sysconfig
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,10 @@ import click
 
 from handoff_actors.errors import HandoffError
 
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_EXAMPLES = os.path.join(_OURS, "_examples")
+_NOT_THEIRS = ("<frozen ", _OURS, sysconfig.get_path("stdlib") + os.sep)
+"""What files begin with whose lines tell a user nothing; what is installed is among them."""
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -89,6 +95,12 @@ def one_line(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str | None:
-    """The file and line where ``error`` was raised, as far as it knows."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
+    """The file and line of the user's where ``error`` was raised, as far as it knows."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_THEIRS) or _EXAMPLES in frame.filename
+    ]
+    return f"{theirs[-1].filename}, line {theirs[-1].lineno}" if theirs else None

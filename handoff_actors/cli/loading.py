@@ -21,7 +21,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from handoff_actors.cli.group import TargetError, one_line
-from handoff_actors.errors import HandoffError
+from handoff_actors.errors import HandoffError, describe
 from handoff_actors.graph.dag import DAG
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def load(target: str) -> DAG:
     module = _import_file(Path(place)) if _is_file(place) else _import_module(place)
     found = _candidates(module)
     if name:
-        return _made(_named(module, name), f"{place}:{name}")
+        return _made(_named(module, name, place), f"{place}:{name}")
     if not found:
         raise TargetError(
             f"{place} has no DAG: give a module-level DAG, or a function that returns one and is "
@@ -173,7 +173,8 @@ def _run(what: object, call: Callable[[], T]) -> T:
         raise click.ClickException(f"{what} ended by SystemExit({error.code!r})") from error
     except Exception as error:
         # The frames that matter are the user's: the last one is where it was raised.
-        outer = RuntimeError(f"{what} raised {type(error).__name__}: {error}")
+        text = error.msg if isinstance(error, SyntaxError) else error
+        outer = RuntimeError(f"{what} raised {type(error).__name__}: {text}")
         outer.__cause__ = error
         raise click.ClickException(one_line(outer)) from error
 
@@ -220,12 +221,12 @@ def _needed(function: Any) -> list[str]:
     ]  # but *args and **kwargs
 
 
-def _named(module: ModuleType, name: str) -> Any:
+def _named(module: ModuleType, name: str, place: str) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
             names = ", ".join(_candidates(module)) or "none"
-            raise TargetError(f"{module.__name__} has no {name!r}; its DAGs: {names}")
+            raise TargetError(f"{place} has no {name!r}; its DAGs: {names}")
         value = getattr(value, part)
     return value
 
@@ -243,5 +244,5 @@ def _made(value: Any, where: str) -> DAG:
         )
     made = _run(where, value)
     if not isinstance(made, DAG):
-        raise TargetError(f"{where}() returned a {type(made).__name__}, and no DAG")
+        raise TargetError(f"{where}() returned {describe(made)}, and no DAG")
     return made

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ import click
 from handoff_actors.cli import options
 from handoff_actors.cli.group import one_line
 from handoff_actors.cli.loading import load, target
-from handoff_actors.errors import HandoffError, describe
+from handoff_actors.errors import HandoffError, MissingInputError, describe
 
 if TYPE_CHECKING:
     from handoff_actors.execution.run import ExecutionResult
@@ -71,6 +72,8 @@ def run(
     that returns one. Without DAG it is the only one there is.
     """
     values, offered = options.inputs(inputs), options.amounts(resources)
+    if trace is not None and not Path(trace).absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {Path(trace).parent}", param_hint="'--trace'")
     dag = load(target)
     from handoff_actors.resources.machine import machine_capabilities
     from handoff_actors.runtime import Runtime
@@ -91,6 +94,8 @@ def run(
         except HandoffError as error:
             if as_json:
                 click.echo(_failure(dag, error))
+            if isinstance(error, MissingInputError) and not values:
+                raise click.ClickException(f"{one_line(error)}: give --input NAME=VALUE") from error
             raise
         seconds = time.perf_counter() - began
         if trace is not None:

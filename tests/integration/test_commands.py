@@ -173,12 +173,13 @@ def test_traceback_shows_where_it_came_from(file, place):
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [
-        ([], 1, "lack"),
+        ([], 1, "lack .*: give --input NAME=VALUE"),
         (["--input", "n=1", "--input", "m=1"], 1, "'m'"),
         (["--input", "n"], 2, "NAME=VALUE"),
         (["--input", "@nothing.json"], 2, "nothing.json: No such file"),
         (["--input", "@means.py"], 2, "is not JSON"),
         (["--input", "n=1", "--keep", "nobody"], 1, "'nobody'"),
+        (["--input", "n=1", "--trace", "no/where.json"], 2, "there is no folder no"),
         (["--input", "n=1", "--max-concurrency", "0"], 2, "max-concurrency"),
         (["--input", "n=1", "--timeout", "0"], 2, "timeout"),
         (["--resource", "gpu"], 2, "NAME=AMOUNT"),
@@ -187,6 +188,17 @@ def test_traceback_shows_where_it_came_from(file, place):
 )
 def test_what_run_refuses(file, args, code, text):
     refused(run("run", file(MEANS), *args), code, text)
+
+
+def test_lines_of_ours_are_no_place_of_an_error(file):
+    source = """
+        import handoff_actors as handoff
+        numbers = (n for n in range(3))
+        dag = handoff.new("d").add_function(handoff.Function("a", (), lambda: next(numbers)))
+        """
+    result = run("run", file(source), "--isolation", "process")
+    refused(result, 1, "cannot pickle 'generator' object")
+    assert ".py, line" not in result.stderr
 
 
 def test_a_run_that_takes_too_long_ends(file):
@@ -269,12 +281,12 @@ def test_a_dag_is_found(file, source):
     [
         ("", "", 2, "has no DAG"),
         ("def build(n): return n", ":build", 2, "needs arguments"),
-        ("def build(): return 1", ":build", 2, "returned a int"),
+        ("def build(): return 1", ":build", 2, "returned 1, and no DAG"),
         ("x = 1", ":x", 2, "is a int"),
         ("import handoff_actors\nd = handoff_actors.DAG()", ":y", 2, "has no 'y'; its DAGs: d"),
         ("1 / 0", "", 1, r"ZeroDivisionError: division by zero \(.*, line 1\)"),
         ("import nothing_like_it", "", 1, "No module named 'nothing_like_it'"),
-        ("def f(:", "", 1, "SyntaxError"),
+        ("x = 1\ndef f(:", "", 1, r"SyntaxError: invalid syntax \(\S*odd.py, line 2\)$"),
         ("raise SystemExit(3)", "", 1, r"SystemExit\(3\)"),
         ("def build(): 1 / 0", ":build", 1, "ZeroDivisionError"),
         ("import handoff_actors as h\nd = h.DAG()\nd.add_function(h.Function('a', ['b'], abs))",
@@ -431,6 +443,12 @@ def test_explain_tells_what_to_do(name):
     assert result.exit_code == 0
     assert result.stdout.startswith("FunctionCrashedError\n\nIts worker process died under it")
     assert "\nDo: " in result.stdout
+
+
+def test_explain_finds_what_is_meant():
+    refused(run("explain", "crash"), 2, "one of FunctionCrashedError, ActorCrashedError?")
+    assert run("explain", "FunctionCrash").stdout.startswith("FunctionCrashedError\n")
+    assert run("explain", "SerialisationError").stdout.startswith("SerializationError\n")
 
 
 def test_explain_lists_what_there_is():
