@@ -305,7 +305,7 @@ def text_of(error: BaseException) -> str:
 
 
 def unfit_id(value: object) -> str | None:
-    """Why ``value`` cannot be an id, for which it needs a hash, and a repr for messages; or None.
+    """Why ``value`` cannot be an id, for which it needs a hash, ``==`` and a repr; or None.
 
     An id is checked where it is given: in an actor, one that raises would cost the actor its life.
     """
@@ -313,6 +313,10 @@ def unfit_id(value: object) -> str | None:
         hash(value)
     except Exception:
         return f"must be hashable, not {describe(value)}"
+    try:
+        bool(value == value)
+    except Exception:
+        return f"must be told apart by ==, which raises for {describe(value)}"
     try:
         repr(value)
     except Exception:

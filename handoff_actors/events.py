@@ -416,5 +416,5 @@ class EventBus:
                 if isinstance(event, subscription.kinds):
                     try:
                         subscription.callback(event)
-                    except Exception as error:
+                    except BaseException as error:  # SystemExit too: others wait for theirs
                         log.error("subscriber_raised", error=describe(error), exc_info=error)  # noqa: TRY400  ours has no exception()

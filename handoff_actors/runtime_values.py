@@ -37,7 +37,7 @@ _AT_ONCE = 0.1
 
 def _read(value: Any) -> Any:
     """A value that a run has made on another node is fetched by whoever asked, not by an actor."""
-    return value.read() if isinstance(value, Distant) else value
+    return value.read() if type(value) is Distant else value  # a proxy's __class__ may raise
 
 
 class Values(Life):
@@ -129,7 +129,7 @@ class Values(Life):
         store = self._ref("result_store")
         self._desk.settle()
         found = store.call(Get(dag_id, id))
-        if isinstance(found, Distant) and not found.is_here:
+        if type(found) is Distant and not found.is_here:
             raise ValueNotFoundError(
                 f"value {id!r} of DAG {dag_id!r} is on another node: use get_value() to fetch it",
                 dag_id=dag_id,

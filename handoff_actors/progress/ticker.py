@@ -41,7 +41,7 @@ class Ticker:
             for call in self._calls:
                 try:
                     call()
-                except Exception as error:
+                except BaseException as error:
                     # A display that cannot be drawn must not end the others, nor the run.
                     log.error("progress_raised", error=describe(error), exc_info=error)
 

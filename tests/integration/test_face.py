@@ -608,7 +608,12 @@ def test_subscribe_to_some_kinds(runtime: handoff.Runtime) -> None:
 
     seen: list[Any] = []
     finished = threading.Event()
+
+    def exits(event: Any) -> None:
+        raise SystemExit(f"ends nothing but its own call, on {event}")
+
     with (
+        runtime.subscribe(exits),
         runtime.subscribe(seen.append, [events.RunFinished]),
         runtime.subscribe(lambda _: finished.set(), [events.RunFinished]),
     ):

@@ -20,6 +20,19 @@ class WithoutRepr:
         raise RuntimeError("no repr")
 
 
+class WithoutTruth:
+    """Its ``==`` answers what is neither true nor false, as arrays and columns of tables do."""
+
+    def __hash__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("no truth")
+
+
 class WithoutHash:
     """Cannot be hashed, whatever one expects."""
 
@@ -121,7 +134,7 @@ NUMBERS: list[Any] = [True, 7, 1.5, 10**400]
 NO_MAPPINGS: list[Any] = [*NUMBERS, "cpu", ["cpu"], {"cpu": "1"}, {"cpu": -1}, {7: 1}]
 NO_LISTS: list[Any] = [*NUMBERS, "abc", b"abc", object()]
 NO_NAMES: list[Any] = [*NUMBERS, "", b"n", ["n"], {}, object(), WithoutHash()]
-NO_IDS: list[Any] = [[], {}, set(), WithoutHash(), ([],)]
+NO_IDS: list[Any] = [[], {}, set(), WithoutHash(), WithoutTruth(), ([],)]
 NO_SECONDS: list[Any] = [True, "1", [], float("nan"), 1j, object()]
 NO_COUNTS: list[Any] = [True, 0, -1, 1.5, "1", [], float("inf")]
 NO_DAGS: list[Any] = [None, *NO_LISTS]
@@ -250,7 +263,7 @@ def test_times_that_no_clock_can_hold_are_refused(field: str, seconds: Any) -> N
 
 
 @pytest.mark.parametrize("make", [handoff.DAG, handoff.Argument, handoff.Collocated])
-@pytest.mark.parametrize("bad", [WithoutRepr(), WithoutHash(), []])
+@pytest.mark.parametrize("bad", [WithoutRepr(), WithoutHash(), WithoutTruth(), []])
 def test_ids_that_cannot_be_shown_or_kept_are_refused(make: Callable[[Any], Any], bad: Any) -> None:
     with pytest.raises(handoff.InvalidDAGError, match="must"):
         make(bad)
