@@ -8,8 +8,8 @@
            3. pieces over the link, where no connection can be made in that direction
 
 Guarantees: what is pinned is let go when it was taken, when the taker gives up, and when either
-process dies; memory is asked for only if the machine has it left; what was read from another
-process's memory was read while its link was up, from the process that made the link.
+process dies; memory is asked for only if the machine has it left (see ``memory``); what was read
+from another process's memory was read while its link was up, from the process that made the link.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from handoff_actors.cluster.memory import room_for
 from handoff_actors.cluster.payload import Payload
 from handoff_actors.cluster.transport import Stream
 from handoff_actors.errors import NodeUnreachableError, ValueNotFoundError
@@ -165,7 +164,7 @@ class Bulk:
         if isinstance(found, Payload):
             return found
         try:
-            parts = room_for(found.sizes, self._link.name)
+            parts = self._link.mesh.rooms.lend(found.sizes, self._link.name)
             self._fill(found, parts, deadline)
         finally:
             self._link.free(found.token)
@@ -267,7 +266,7 @@ def _late(found: Offer, link: Link) -> NodeUnreachableError:
     )
 
 
-# Memory of this process and of others.
+# Other processes' memory.
 
 
 def _flat(buffer: Any) -> memoryview:

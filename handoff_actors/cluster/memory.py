@@ -14,42 +14,46 @@ import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from handoff_actors.control_groups import groups, memory_limit, memory_used
 
-_MAPPED = 1 << 20  # bytes from which a part gets a mapping of its own
+MAPPED = 1 << 20
+"""Bytes from which a part of a value gets a mapping of its own."""
 _RESERVE = 0.02  # the part of memory that a value must leave free
 
-Buffer = Any
+
+class TooLargeError(MemoryError):
+    """A value is larger than the memory that is left."""
 
 
-def room_for(sizes: Sequence[int], node: str) -> list[Buffer]:
-    """Memory of our own for the parts of a value, its pickle first.
+def check_memory(missing: Sequence[int], sizes: Sequence[int], node: str) -> None:
+    """Whether there is memory for a value.
 
     Args:
+        missing: how many bytes have to be had for each of its parts, its pickle first.
         sizes: of the parts in bytes.
         node: where the value is.
 
     Raises:
-        MemoryError: there is not so much.
+        TooLargeError: there is not.
     """
-    size = sum(sizes)
-    if size >= _MAPPED:
-        left = memory_left()
-        # What is in the pickle itself is there once more when it has been read.
-        if left is not None and size + sizes[0] > left:
-            raise MemoryError(
-                f"a value of {size / 1e6:,.0f} MB on node {node!r} does not fit into the "
-                f"{left / 1e6:,.0f} MB of memory that are left here"
-            )
-    try:
-        return [_room(part) for part in sizes]
-    except (MemoryError, OSError) as error:  # a mapping that cannot be had is an OSError
-        raise MemoryError(
-            f"a value of {size / 1e6:,.0f} MB on node {node!r} does not fit here: the system gives "
-            f"this process no more memory ({error or 'out of memory'})"
-        ) from error
+    if sum(missing) < MAPPED:
+        return
+    left = memory_left()
+    # What is in the pickle itself is there once more when it has been read.
+    if left is not None and sum(missing) + sizes[0] > left:
+        raise TooLargeError(
+            f"a value of {sum(sizes) / 1e6:,.0f} MB on node {node!r} does not fit into the "
+            f"{left / 1e6:,.0f} MB of memory that are left here"
+        )
+
+
+def no_memory(sizes: Sequence[int], node: str, why: BaseException) -> MemoryError:
+    """The error when the system gives no memory for a value, though there should be."""
+    return MemoryError(
+        f"a value of {sum(sizes) / 1e6:,.0f} MB on node {node!r} does not fit here: the system "
+        f"gives this process no more memory ({why or 'out of memory'})"
+    )
 
 
 def memory_left() -> int | None:
@@ -79,13 +83,3 @@ def memory_left() -> int | None:
 def _bounded_groups(_second: int) -> tuple[Path, ...]:
     """The control groups of this process that have a limit; looked up once a second at most."""
     return tuple(g for g in groups(Path("/"), "memory") if memory_limit(g) is not None)
-
-
-def _room(size: int) -> Buffer:
-    if size < _MAPPED:
-        return bytearray(size)
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            room.madvise(mmap.MADV_HUGEPAGE)
-    return room

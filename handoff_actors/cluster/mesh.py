@@ -56,6 +56,7 @@ from handoff_actors.cluster.peers import (
     PeerFacts,
     PeerUp,
 )
+from handoff_actors.cluster.rooms import Rooms
 from handoff_actors.cluster.transport import TLS
 from handoff_actors.errors import (
     NodeError,
@@ -114,9 +115,14 @@ class Mesh(Cluster):
         self.apart: set[str] = set()
         self._by_name: Mapping[str, Link] = {}
         self.joining = Joining(self)
+        self.rooms = Rooms(self._later)
         self.closed = False
         self.serve(SERVICE, on_post=self._heard_of, on_call=self._asked_to_join)
         self.serve(bulk.SERVICE, on_call=self._piece)
+
+    def _later(self, seconds: float, job: Callable[[], None]) -> None:
+        """On a carrier, as jobs may take longer than timers may."""
+        self.timers.call_later(seconds, lambda: self.carriers.submit(job))
 
     # The gateway.
 
@@ -403,6 +409,7 @@ class Mesh(Cluster):
         if server is not None:
             server.close(max(0.2, deadline - time.monotonic()))
         self.notifier.close()
+        self.rooms.close()
 
 
 def _record(card: Card, state: Any, left: bool) -> NodeRecord:
