@@ -43,6 +43,9 @@ class _Absent:
     def __repr__(self) -> str:
         return self._name
 
+    def __reduce__(self) -> str:
+        return self._name  # there is one of each
+
 
 MISSING: Final = _Absent("MISSING")
 """There is no value yet."""

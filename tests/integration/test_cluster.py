@@ -172,6 +172,30 @@ def test_two_nodes_that_cannot_reach_each_other_keep_nobody_out(
     eventually(lambda: b.nodes() == ["a", "c"] and c.nodes() == ["a", "b"])
 
 
+def test_a_dial_that_a_stopping_node_cannot_finish_leaves_no_socket(
+    node: Make, monkeypatch: Any
+) -> None:
+    a, b = node("a"), node("b")
+    mesh = a.cluster()
+    ask = mesh.ask
+
+    def stops(event: Any) -> Any:
+        if type(event).__name__ == "Dialled":
+            raise handoff.ActorCrashedError("the runtime stops")
+        return ask(event)
+
+    monkeypatch.setattr(mesh, "ask", stops)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(handoff.ActorCrashedError):
+        a.connect(b.address)
+    monkeypatch.undo()
+    end = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < end:
+        time.sleep(0.001)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert a.connect(b.address) == "b"
+
+
 @pytest.mark.parametrize("address", ["nonsense", "host:", ":99999", "::1:80", 7, None])
 def test_what_is_no_address_is_refused(node: Make, address: Any) -> None:
     with pytest.raises(handoff.ConfigurationError, match="host:port"):

@@ -238,3 +238,29 @@ def test_a_guest_whose_strand_cannot_be_kept_alive_costs_its_run_no_more_than_a_
     assert len(gate.calls) == 6
     for runtime in (a, b):
         claims_at_zero(runtime)
+
+
+@pytest.mark.parametrize("keep", ["all", "sinks"])
+def test_what_waits_for_its_node_while_its_input_is_lost_waits_for_the_input_too(
+    nodes, net, keep, claims_at_zero
+):
+    a, b, c = nodes("a", "b", "c", node_return_timeout=20.0)
+    c.register_local_node({"cpu": 2, "c": 1})
+    until(lambda: a._hub.offered()["c"].get("c"))
+    gate = Gate()
+    dag = DAG("d")
+    dag.add_function(Function("x", code=lambda: (gate(), b"x" * 100_000), cost={"c": 1}))
+    dag.add_function(Function("y", ["x"], lambda x: (x[0], len(x[1]), where()), node="b"))
+    run = a.submit(dag, keep=keep)
+    gate.wait()
+    net.kill("b")
+    gate.opened.set()
+    until(lambda: run.progress().finished == 1)
+    net.kill("c")  # with the result of x, which y does not have yet
+    net.node("b", b._serve_cluster)
+    net.node("c", c._serve_cluster)
+    result = run.result(20.0)
+    assert result.results["y"] == ("c", 100_000, "b")
+    assert gate.calls == ["c", "c"]
+    for runtime in (a, b, c):
+        claims_at_zero(runtime)

@@ -349,7 +349,10 @@ def test_a_frozen_node_is_given_up_and_used_again(cluster, tmp_path):
 
 
 def test_kills_while_hundreds_of_functions_run_give_the_sequential_results():
+    """``HANDOFF_KILL_SECONDS=60`` is a kill every second for a minute."""
     from tests.soak.nodes import soak
 
-    counts = soak(3.0, 0.7, False, seed=5, functions=200)
+    seconds = float(os.environ.get("HANDOFF_KILL_SECONDS", "3"))
+    counts = soak(seconds, min(1.0, seconds / 4), False, seed=5, functions=200)
     assert counts["runs"]
+    assert counts["kills"] > seconds / 2

@@ -58,6 +58,7 @@ from handoff_actors.execution.nodes.spread import Spread
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
     Crashed,
+    Event,
     Lost,
     Raised,
     TimedOut,
@@ -75,6 +76,13 @@ _PATIENCE = 1.0
 """Seconds for an answer that only makes a picture better."""
 _CHUNK = 512
 """Attempts in one message, so that a node begins before it has been told of all."""
+
+
+_ABSENT = type(MISSING)
+
+
+class _LostInputError(Exception):
+    """A value that an attempt takes is not to be had any more, or not yet again."""
 
 
 class _Site:
@@ -202,11 +210,12 @@ class Abroad:
 
     # Placing.
 
-    def place(self) -> tuple[list[int], list[Raised]]:
+    def place(self) -> tuple[list[int], list[Event]]:
         """Send out what can be sent.
 
         Returns:
-            The attempts that may be queued here, and those that can be run nowhere.
+            The attempts that may be queued here, and what is to be said of those that can be run
+            nowhere, or not now.
 
         Raises:
             AllocationError: the allocator raised, or its answer cannot be used.
@@ -214,7 +223,7 @@ class Abroad:
         spread, here = self.spread, self.data.node
         self._look_at_capacities()
         local: list[int] = []
-        failed: list[Raised] = []
+        failed: list[Event] = []
         while True:
             batches = spread.place()
             self._unsent.update((name, tokens) for name, tokens in batches.items() if name != here)
@@ -287,7 +296,7 @@ class Abroad:
         return sizes or {data.node: 0}
 
     def _send(
-        self, name: str, tokens: Sequence[int], again: list[int], failed: list[Raised]
+        self, name: str, tokens: Sequence[int], again: list[int], failed: list[Event]
     ) -> None:
         """Post attempts to a node; those whose code cannot leave this process stay, or fail."""
         site = self._sites.get(name) or self._open(name)
@@ -304,6 +313,11 @@ class Abroad:
             try:
                 site.teacher.lesson((i,), lesson)
                 self._add_values(site, name, i, values, places, sizes)
+            except _LostInputError:
+                # It waited for its node, or for room, while what it takes was lost.
+                self.spread.ended(token)
+                failed.append(Withdrawn((token,)))
+                continue
             except SerializationError as error:
                 self.spread.ended(token)
                 if data.plan.classes[data.plan.class_of[i]].pin is None:
@@ -416,6 +430,8 @@ class Abroad:
         if kind is Carried:
             values[d] = value.payload
             return
+        if kind is _ABSENT:
+            raise _LostInputError
         if kind is not Located:
             value = enclose(value, self.data.node)
             if value.__class__ is not Located:
