@@ -224,6 +224,8 @@ class Abroad:
         self._look_at_capacities()
         local: list[int] = []
         failed: list[Event] = []
+        if self._unsent:
+            spread.ready(self.unsent())
         while True:
             batches = spread.place()
             self._unsent.update((name, tokens) for name, tokens in batches.items() if name != here)
@@ -235,6 +237,7 @@ class Abroad:
                 for k in range(0, len(tokens), _CHUNK):
                     self._send(name, tokens[k : k + _CHUNK], again, failed)
                     self._unsent[name] = tokens[k + _CHUNK :]
+            self._unsent.clear()
             if not again:
                 break
             spread.ready(again)
@@ -242,9 +245,12 @@ class Abroad:
         return local, failed
 
     def unsent(self) -> list[int]:
-        """Attempts that a runner which has crashed had placed, and did not come to send."""
-        found = [token for tokens in self._unsent.values() for token in tokens]
+        """Attempts that a runner which has crashed had placed and not sent; on no node now."""
+        where = self.spread.where
+        found = [t for name, some in self._unsent.items() for t in some if where.get(t) == name]
         self._unsent.clear()
+        for token in found:
+            self.spread.ended(token)
         return found
 
     def look_again(self) -> None:

@@ -152,8 +152,7 @@ class RunnerAbroad:
         """
         spread, data, state = self.away.spread, self.runner.data, self.runner.state
         n = data.plan.n
-        for token in self.away.unsent():
-            spread.ended(token)
+        self.away.unsent()
         known = set(held) | data.retrying | set(self.away.gatherer.tokens())
         for token, name in list(spread.where.items()):
             if name != data.node:
