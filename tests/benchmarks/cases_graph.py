@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from statistics import median
-from time import perf_counter
 
 from handoff_actors import DAG, Runtime
 from tests.benchmarks import floors, shapes
@@ -140,7 +139,7 @@ def one(quick: bool) -> Iterator[Row]:
     takes about twice as long, and it stays by that for a while, with each thread as luck has it. So
     both places are measured, each with ours and the pool's threads alike.
     """
-    count = 30 if quick else 1000
+    count = 2 if quick else 40
     usable = sorted(os.sched_getaffinity(0))
     first, last = usable[:1], usable[-1:]
     places = {"one core": (first, first), "two cores": (first, last)}
@@ -160,7 +159,7 @@ def one(quick: bool) -> Iterator[Row]:
         try:
             for case, make in (("one function", fresh), ("one function, again", again)):
                 for where, (caller, others) in places.items():
-                    samples = each(make, floor, count, partial(place, caller, others))
+                    samples = blocks(make, floor, count, partial(place, caller, others))
                     note = "floor: pool.submit().result()"
                     yield compared(f"{case}, {where}", samples, 1, Target(2.5), note=note)
         finally:
@@ -175,22 +174,18 @@ def place(caller: Iterable[int], others: Iterable[int]) -> None:
             os.sched_setaffinity(thread.native_id or 0, cores)
 
 
-def each(
+def blocks(
     first: Make, second: Make, count: int, before: Callable[[], object]
 ) -> tuple[list[float], list[float]]:
-    """As ``alternate``, for what is too short for a collection between any two.
+    """As ``alternate``, for what is too short to be measured singly: the medians of blocks.
 
-    ``before`` is called now and then, as threads may have begun.
+    ``before`` is called before each block, as threads may have begun.
     """
     for make in (first, second):
         timed(make())
-    taken: tuple[list[float], list[float]] = ([], [])
-    for i in range(count):
-        if i % 50 == 0:
+    medians: tuple[list[float], list[float]] = ([], [])
+    for _ in range(count):
+        for make, samples in zip((first, second), medians, strict=True):
             before()
-        for make, samples in zip((first, second), taken, strict=True):
-            call = make()
-            began = perf_counter()
-            call()
-            samples.append(perf_counter() - began)
-    return taken
+            samples.append(median(timed(make(), collect=False) for _ in range(25)))
+    return medians
