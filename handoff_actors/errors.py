@@ -189,9 +189,13 @@ class FunctionTimeoutError(ExecutionError, TimeoutError):
 
 
 class SerializationError(ExecutionError):
-    """``path`` of the function's code, arguments or result cannot cross to a process."""
+    """``path`` of the function's code, arguments or result cannot cross to a process.
+
+    What is there, ``object``, is given as text, as it cannot cross.
+    """
 
     path: str
+    object: str
 
 
 class RunCancelledError(ExecutionError, concurrent.futures.CancelledError):

@@ -28,7 +28,7 @@ def serialization_error(obj: Any, what: str, cause: BaseException) -> Serializat
         cause: why pickling failed.
     """
     path, culprit = _culprit(obj, what.partition(" of ")[0])
-    kind = type(culprit)
+    found, kind = describe(culprit), type(culprit)
     name = (
         kind.__qualname__
         if kind.__module__ == "builtins"
@@ -39,12 +39,13 @@ def serialization_error(obj: Any, what: str, cause: BaseException) -> Serializat
     else:
         reason = f"{type(cause).__name__}: {text_of(cause)}"
     return SerializationError(
-        f"{what} cannot cross to another process: {path} is {describe(culprit)}, a {name} "
+        f"{what} cannot cross to another process: {path} is {found}, a {name} "
         f"({reason}). Make such an object inside the function that uses it, leave it out, or run "
         "the function with isolation='thread'",
         dag_id=None,
         function_id=None,
         path=path,
+        object=found,
     )
 
 

@@ -98,7 +98,10 @@ def loads(payload: Payload, what: str = "value") -> Any:
             f"{what} cannot be read in this process: {type(error).__name__}: "
             f"{text_of(error)}. Modules must be importable here too, and what pickles a class must "
             "match what makes it",
+            dag_id=None,
+            function_id=None,
             path=what.partition(" of ")[0],
+            object=what,
         ) from error
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import errors
+from handoff_actors.options import START_DEFAULTS, StartOptions
+from handoff_actors.runtime import STREAM_DEFAULTS, SUBMIT_DEFAULTS, StreamOptions, SubmitOptions
 
 RUN = (
     "dag, *, inputs=None, dag_id=None, allocation_strategy=None, max_retries=None, "
@@ -89,10 +91,23 @@ def test_the_options_of_start(call: Any) -> None:
     assert shape(call) == wanted(START)
 
 
+@pytest.mark.parametrize(
+    ("typed", "defaults"),
+    [
+        (SubmitOptions, SUBMIT_DEFAULTS),
+        (StreamOptions, STREAM_DEFAULTS),
+        (StartOptions, START_DEFAULTS),
+    ],
+)
+def test_options_have_types_and_defaults(typed: Any, defaults: Any) -> None:
+    assert list(typed.__annotations__) == list(defaults)
+
+
 def test_stop_and_current() -> None:
-    for call in (handoff.stop, handoff.Runtime.stop, handoff.Runtime.start, handoff.current):
+    for call in (
+        handoff.stop, handoff.aio.stop, handoff.Runtime.stop, handoff.Runtime.start, handoff.current
+    ):  # fmt: skip
         assert shape(call) == []
-    assert handoff.aio.stop is not None
     assert handoff.Subscription is handoff.events.Subscription
 
 
