@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from typing import Any, cast
 
+from handoff_actors.actors.latches import heard
 from handoff_actors.errors import FunctionFailedError
 from handoff_actors.events import log
 from handoff_actors.execution.context import place
@@ -193,7 +194,7 @@ class TaskPool:
                 self._pending = deque(t for t in self._pending if not t.future.cancelled())
         self._end_if_idle()
         if wait and _inside.get() is not self:
-            self._ended.wait()
+            heard(self._ended.wait)
 
     # Tasks into flight.
 

@@ -1,4 +1,4 @@
-"""Waiting for a lock that somebody else releases, such that Ctrl-C is heard.
+"""Waiting such that Ctrl-C is heard, for a lock that somebody else releases and for anything else.
 
 A signal that comes while the main thread waits for the interpreter's own lock, on its way into a
 wait, is only looked at once the wait is over: Ctrl-C would be lost in a wait without end. So the
@@ -8,6 +8,7 @@ main thread looks up from its wait now and then; other threads have nothing to h
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -22,11 +23,28 @@ def passed(latch: threading.Lock, timeout: float | None = None) -> bool:
     end = None if timeout is None else monotonic() + timeout
     if latch.acquire(timeout=_FIRST_LOOK):
         return True
+    left = None if end is None else end - monotonic()
+    return heard(lambda seconds: latch.acquire(timeout=seconds), left)
+
+
+def heard(wait: Callable[[float], bool], timeout: float | None = None) -> bool:
+    """Wait for up to ``timeout`` seconds, None being without end.
+
+    Args:
+        wait: waits for so many seconds, and says whether what it waits for has come.
+        timeout: seconds for all of it.
+
+    Returns:
+        Whether it has come.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return latch.acquire(timeout=-1 if end is None else max(0.0, end - monotonic()))
+        return wait(threading.TIMEOUT_MAX if timeout is None else max(0.0, timeout))
+    end = None if timeout is None else monotonic() + timeout
+    look = _FIRST_LOOK
     while True:
-        left = _LOOK if end is None else end - monotonic()
-        if latch.acquire(timeout=max(0.0, min(left, _LOOK))):
+        left = look if end is None else end - monotonic()
+        if wait(max(0.0, min(left, look))):
             return True
-        if end is not None and left <= _LOOK:
+        if end is not None and left <= look:
             return False
+        look = _LOOK

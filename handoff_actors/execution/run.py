@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections.abc import (
@@ -19,7 +20,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from handoff_actors.actors.latches import passed
+from handoff_actors.actors.latches import heard, passed
 from handoff_actors.errors import (
     ConfigurationError,
     NotStartedError,
@@ -239,11 +240,22 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         data = self._data
         assert data is not None, "the run was not admitted"
         queue: SimpleQueue[int | None] = SimpleQueue()
+        told: list[int | None] = []
+
+        def wait(seconds: float) -> bool:
+            with contextlib.suppress(Empty):
+                told.append(queue.get(timeout=seconds))
+            return bool(told)
+
         data.ref.cast(Listen(queue))
         # Whatever becomes of the runner: the run has one end.
         self.add_done_callback(lambda _: queue.put(None))
         seen: set[int] = set()  # a runner that crashed may tell of some twice
-        while (index := self._next(queue, timeout)) is not None:
+        while True:
+            if not while_lent(lambda: heard(wait, timeout)):
+                raise TimeoutError(f"no function finished within {timeout} s")
+            if (index := told.pop()) is None:
+                break
             if index not in seen:
                 seen.add(index)
                 yield from self._completed(index)
@@ -258,13 +270,6 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
         value = data.read(index)
         if value is not FREED:
             yield data.plan.ids[index], value
-
-    @staticmethod
-    def _next(queue: SimpleQueue[int | None], timeout: float | None) -> int | None:
-        try:
-            return while_lent(lambda: queue.get(timeout=timeout))
-        except Empty:
-            raise TimeoutError(f"no function finished within {timeout} s") from None
 
     def __await__(self) -> Generator[Any, None, ExecutionResult]:
         # Whoever awaits has imported it; most programs need not pay for it.

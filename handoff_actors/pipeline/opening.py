@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Protocol
 
 from handoff_actors.actors.calls import Ref
+from handoff_actors.actors.latches import heard
 from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.specs import ChildSpec, StartChild
 from handoff_actors.errors import (
@@ -148,7 +149,7 @@ class _Buried:
 def _await_start(line: Line, timeout: float | None, wanted: dict[str, dict[str, int]]) -> None:
     """Wait until it has its claims, which may take ``timeout`` seconds, and its workers."""
     try:
-        claimed = line.settled.wait(timeout) or line.phase != "claiming"
+        claimed = heard(line.settled.wait, timeout) or line.phase != "claiming"
         if not claimed:
             amounts = {name: a / MICRO for of in wanted.values() for name, a in of.items()}
             error = AllocationError(
@@ -161,9 +162,9 @@ def _await_start(line: Line, timeout: float | None, wanted: dict[str, dict[str, 
                 most=None,
             )
             line.end(error)
-            line.ended.wait(timeout)
+            heard(line.ended.wait, timeout)
             raise error
-        line.settled.wait()
+        heard(line.settled.wait)
     except BaseException:
         line.stop("was not started")
         raise

@@ -9,6 +9,8 @@ import pytest
 
 WAITS = {
     "execute": "handoff.execute(slow)",
+    "as_completed": "next(handoff.submit(slow).as_completed())",
+    "stream": "handoff.submit(busy); begun.wait(); handoff.stream(costly)",
     "get_result": "handoff.get_result('nobody', 'knows', timeout=None)",
     "take": "next(iter(handoff.stream(lines)))",
     "push": "pipeline = handoff.stream(lines, max_pending=1); pipeline.push(1); pipeline.push(2)",
@@ -26,12 +28,19 @@ def test_ctrl_c_is_heard_in_a_wait_that_it_does_not_break(
         import os, signal, threading
         import handoff_actors as handoff
 
-        handoff.start(shutdown_timeout=0.2)
-        left = threading.Event()
+        handoff.start(shutdown_timeout=0.2, capabilities={{"cpu": 1}})
+        left, begun = threading.Event(), threading.Event()
         slow = handoff.new().add_function(handoff.Function("s", (), lambda: left.wait(20)))
         lines = handoff.new()
         lines.add_function(handoff.Function("x", type="input"))
         lines.add_function(handoff.Function("y", ["x"], lambda x: x))
+        def work():
+            begun.set()
+            left.wait(20)
+
+        busy = handoff.new().add_function(handoff.Function("s", (), work, cost={{"cpu": 1}}))
+        costly = handoff.new().add_function(handoff.Function("x", type="input"))
+        costly.add_function(handoff.Function("y", ["x"], lambda x: x, cost={{"cpu": 1}}))
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])

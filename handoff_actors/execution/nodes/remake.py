@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from handoff_actors.actors.calls import gone
 from handoff_actors.actors.dynamic_supervisor import start_soon
+from handoff_actors.actors.latches import heard
 from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.specs import ChildSpec
 from handoff_actors.errors import FunctionCrashedError
@@ -111,4 +112,4 @@ def _run(hub: Hub, data: RunData) -> None:
 
     ref = data.ref = start_soon(workers.system, hub.supervisor, spec, on_error=failed)
     ref.when_gone(ended)
-    over.wait()
+    heard(over.wait)
