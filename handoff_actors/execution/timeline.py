@@ -3,12 +3,14 @@
 One process per node, one row per worker. Categories tell what a slice is: ``function``, ``retry``
 (an attempt that did not count), ``wait`` (ready, and no worker yet; on rows of their own) and
 ``transfer`` (values between nodes, on rows of the node that gets them). A counter shows how many
-functions run.
+functions run. Slices of a row never overlap, as viewers could not show that: coroutines that run at
+once have rows of their own, as many as are needed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -21,8 +23,29 @@ _MOST_WAITS = 2000
 _UNKNOWN_ROW = 5_000
 _WAITING_ROW = 10_000
 _TRANSFER_ROW = 20_000
+_FURTHER_ROW = 100_000
 
 Events = list[dict[str, Any]]
+
+
+class _Lanes:
+    """Hands out the first lane that is free, to spans that come in the order of their starts."""
+
+    def __init__(self) -> None:
+        self._ends: list[tuple[float, int]] = []
+        self._free: list[int] = []
+        self._count = 0
+
+    def first(self, start: float, end: float) -> int:
+        """A lane that is free from ``start`` on; it is taken until ``end``."""
+        while self._ends and self._ends[0][0] <= start:
+            heapq.heappush(self._free, heapq.heappop(self._ends)[1])
+        if self._free:
+            lane = heapq.heappop(self._free)
+        else:
+            lane, self._count = self._count, self._count + 1
+        heapq.heappush(self._ends, (end, lane))
+        return lane
 
 
 class _Rows:
@@ -31,7 +54,7 @@ class _Rows:
     def __init__(self) -> None:
         self.events: Events = []
         self._nodes: dict[str, int] = {}
-        self._rows: set[tuple[int, int]] = set()
+        self._names: dict[tuple[int, int], str] = {}
 
     def node(self, name: str) -> int:
         """The number of a node."""
@@ -41,16 +64,21 @@ class _Rows:
             self._tell("process_name", number, 0, f"node {name}")
         return number
 
-    def row(self, node: int, number: int, name: str) -> int:
-        """A row of a node, named when it is new."""
-        if (node, number) not in self._rows:
-            self._rows.add((node, number))
+    def row(self, node: int, number: int, name: str, beside: int | None = None) -> int:
+        """A row of a node, named when it is new; shown next to the row ``beside``."""
+        if (node, number) not in self._names:
+            self._names[node, number] = name
             self._tell("thread_name", node, number, name)
             self.events.append(
                 {"name": "thread_sort_index", "ph": "M", "pid": node, "tid": number,
-                 "args": {"sort_index": number}}
+                 "args": {"sort_index": number if beside is None else beside}}
             )  # fmt: skip
         return number
+
+    def another(self, node: int, number: int, lane: int) -> int:
+        """A further row like this one; the 0th is itself."""
+        name = self._names[node, number]
+        return self.row(node, number + lane * _FURTHER_ROW, name, beside=number)
 
     def _tell(self, what: str, pid: int, tid: int, name: str) -> None:
         self.events.append(
@@ -72,7 +100,7 @@ def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
     plan, trail, zero = data.plan, data.trail, data.submitted
     end = max(data.ends, default=zero)
     slices: Events = []
-    free: dict[int, list[float]] = {}
+    free: dict[int, _Lanes] = defaultdict(_Lanes)
     retries = Counter(failed.index for failed in trail.failed)
     for i in sorted(range(plan.n), key=data.starts.__getitem__):
         if not data.ends[i] or plan.ids[i] not in nodes:
@@ -81,7 +109,7 @@ def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
         if trail.by[i]:
             row = _worker_row(rows, node, trail.by[i], trail.crew)
         else:
-            first = _first_free(free, node, data.starts[i], data.ends[i])
+            first = free[node].first(data.starts[i], data.ends[i])
             row = rows.row(node, _UNKNOWN_ROW + first, f"worker {first + 1}")
         slices.append(
             _slice(
@@ -101,6 +129,7 @@ def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
                 error=failed.error,
             )
         )  # fmt: skip
+    _set_apart(slices, rows)
     slices += _waits(data, nodes, rows, end - zero)
     slices += _transfers(data, rows)
     slices += _running(slices)
@@ -116,12 +145,13 @@ def _waited(data: RunData, i: int, retries: int) -> dict[str, float]:
 def _slice(
     name: str, category: str, start: float, end: float, pid: int, tid: int, **args: Any
 ) -> dict[str, Any]:
+    ts = round(start * 1e6, 3)
     return {
         "name": name,
         "cat": category,
         "ph": "X",
-        "ts": round(start * 1e6, 3),
-        "dur": round(max(0.0, end - start) * 1e6, 3),
+        "ts": ts,
+        "dur": max(0.0, round(round(end * 1e6, 3) - ts, 3)),
         "pid": pid,
         "tid": tid,
         "args": args,
@@ -136,12 +166,13 @@ def _worker_row(rows: _Rows, node: int, number: int, crew: list[str]) -> int:
     return rows.row(node, number, crew[number] or "worker")
 
 
-def _first_free(free: dict[int, list[float]], node: int, start: float, end: float) -> int:
-    """The first of a node's rows that is free from ``start`` on; it is taken until ``end``."""
-    busy = free.setdefault(node, [])
-    row = next((r for r, until in enumerate(busy) if until <= start), len(busy))
-    busy[row : row + 1] = [end]
-    return row
+def _set_apart(slices: Events, rows: _Rows) -> None:
+    """Give slices of one worker that overlap, as those of coroutines do, further rows."""
+    free: dict[tuple[int, int], _Lanes] = defaultdict(_Lanes)
+    for event in sorted(slices, key=lambda event: event["ts"]):
+        node, row, start = event["pid"], event["tid"], event["ts"]
+        lane = free[node, row].first(start, round(start + event["dur"], 3))
+        event["tid"] = rows.another(node, row, lane)
 
 
 def _ready(data: RunData, i: int) -> float:
@@ -162,12 +193,11 @@ def _waits(data: RunData, nodes: Mapping[Hashable, str], rows: _Rows, total: flo
                 found.append((ready, data.starts[i], i))
     found.sort(key=lambda wait: wait[0] - wait[1])
     found = sorted(found[:_MOST_WAITS])
-    free: dict[int, list[float]] = {}
+    free: dict[int, _Lanes] = defaultdict(_Lanes)
     slices: Events = []
     for start, end, i in found:
         node = rows.node(nodes[plan.ids[i]])
-        row = _first_free(free, node, start, end)
-        tid = rows.row(node, _WAITING_ROW + row, "waiting")
+        tid = rows.row(node, _WAITING_ROW + free[node].first(start, end), "waiting")
         slices.append(_slice(f"{plan.ids[i]} waits", "wait", start - zero, end - zero, node, tid))
     return slices
 
@@ -175,11 +205,11 @@ def _waits(data: RunData, nodes: Mapping[Hashable, str], rows: _Rows, total: flo
 def _transfers(data: RunData, rows: _Rows) -> Events:
     """Values that went between nodes, each on the first row that is free."""
     zero = data.submitted
-    free: dict[int, list[float]] = {}
+    free: dict[int, _Lanes] = defaultdict(_Lanes)
     slices: Events = []
     for t in sorted(data.trail.transfers, key=lambda t: t.start):
         node = rows.node(t.target)
-        tid = rows.row(node, _TRANSFER_ROW + _first_free(free, node, t.start, t.end), "transfers")
+        tid = rows.row(node, _TRANSFER_ROW + free[node].first(t.start, t.end), "transfers")
         what = str(data.plan.ids[t.index]) if t.values == 1 else f"{t.values} values"
         slices.append(
             _slice(

@@ -108,6 +108,65 @@ def test_slices_of_a_row_do_not_overlap(runtime, tmp_path):
     assert len(rows) > 2
 
 
+def test_the_timeline_is_what_the_format_says(make_runtime, tmp_path):
+    """Trace Event Format: the fields of each phase; and slices of a row do not overlap at all."""
+    import asyncio
+
+    runtime = make_runtime(capabilities={"cpu": 2})
+    dag = handoff.new("all kinds")
+
+    async def pause(*_):
+        await asyncio.sleep(0.002)
+
+    def busy(*_):
+        threading.Event().wait(0.001)
+
+    for i in range(40):
+        dag.add_function(handoff.Function(("c", i), (), pause))
+        dag.add_function(handoff.Function(("t", i), [("c", i)], busy, cost={"cpu": 1}))
+        dag.add_function(handoff.Function(("p", i), [("c", i)], pause, isolation="process"))
+    dag.add_function(handoff.Function("again", (), _Twice(), max_retries=1))
+    result = runtime.execute(dag)
+    result.to_chrome_trace(tmp_path / "trace.json")
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert set(trace) == {"traceEvents", "displayTimeUnit"}
+    named, ends = set(), {}
+    for e in trace["traceEvents"]:
+        assert isinstance(e["name"], str)
+        assert type(e["pid"]) is type(e["tid"]) is int
+        if e["ph"] == "M":
+            wanted = {"process_name": str, "thread_name": str, "thread_sort_index": int}
+            ((key, value),) = e["args"].items()
+            assert type(value) is wanted[e["name"]]
+            assert key == ("sort_index" if e["name"].endswith("index") else "name")
+            named.add((e["pid"], e["tid"] if e["name"] == "thread_name" else 0))
+            continue
+        assert e["ts"] >= 0
+        if e["ph"] == "C":
+            assert all(type(v) is int for v in e["args"].values())
+            continue
+        assert e["ph"] == "X"
+        assert e["dur"] >= 0
+        assert {(e["pid"], e["tid"]), (e["pid"], 0)} <= named
+        row = (e["pid"], e["tid"])
+        assert ends.get(row, 0) <= round(e["ts"] * 1000)  # nanoseconds, as viewers count
+        ends[row] = round((e["ts"] + e["dur"]) * 1000)
+    functions = [e for e in trace["traceEvents"] if e.get("cat") == "function"]
+    assert len(functions) == 121
+    assert len({e["tid"] for e in functions if "'c'" in e["name"]}) > 1
+
+
+class _Twice:
+    def __init__(self):
+        self.tries = 0
+
+    def __call__(self):
+        self.tries += 1
+        if self.tries == 1:
+            raise ValueError
+        return self.tries
+
+
 def test_waits_are_told_apart(make_runtime, tmp_path):
     runtime = make_runtime(capabilities={"cpu": 1})
     dag = handoff.new()
