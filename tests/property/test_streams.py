@@ -58,16 +58,20 @@ class Code:
         self.name, self.fails, self.spec = name, spec.fails, spec
 
     def __call__(self, *args: Any) -> Any:
-        if self.spec.state:
-            state, *args = args
-            assert isinstance(state, list)
-        if self.spec.batch:
-            (rows,) = args
-            assert len(rows) <= self.spec.batch
+        spec, state = self.spec, [-1]
+        if spec.state:
+            state, *args = args  # type: ignore[assignment]
+        rows = args[0] if spec.batch else [args]
+        numbers = [row[0][0] for row in rows]
+        if spec.state and spec.parallelism == 1:
+            ordered = [*state, *numbers]
+            assert ordered == sorted(set(ordered)), "state goes from item to item in their order"
+        if spec.batch:
+            assert len(rows) <= spec.batch
             result: Any = [compute(self.name, frozenset(), *row) for row in rows]
         else:
             result = compute(self.name, self.fails, *args)
-        return (result, [state[0] + 1]) if self.spec.state else result
+        return (result, numbers[-1:]) if spec.state else result
 
 
 class AsyncCode(Code):
@@ -79,7 +83,8 @@ class AsyncCode(Code):
 
 
 def begin() -> list[int]:
-    return [0]
+    """The number of the last item."""
+    return [-1]
 
 
 @st.composite
