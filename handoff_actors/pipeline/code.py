@@ -9,7 +9,7 @@ that says what was expected, and that the state then is what it was before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from handoff_actors.errors import describe
@@ -82,6 +82,15 @@ class StageCode:
             code = call.code
             return code if self._single else lambda payload: code(*payload)
         return self.one
+
+    def async_caller(self) -> Callable[[Payload], Awaitable[Any]]:
+        """The same of a coroutine function."""
+        call = self.call
+        plain = call.init is None and not call.extra_args and not call.extra_kwargs
+        if plain and self._single and self.bare:
+            code: Callable[[Payload], Awaitable[Any]] = call.code
+            return code
+        return self.one_async
 
     def one(self, payload: Payload) -> Any:
         """The result of one item."""

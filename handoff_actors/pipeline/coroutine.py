@@ -1,7 +1,9 @@
 """A worker of a stage of coroutine functions: an event loop on a thread of this process.
 
 It has many items in flight at once; but one after another with ``init``, as each needs the state
-that the one before has left, and with a cost, as that is what one item at work takes.
+that the one before has left, and with a cost, as that is what one item at work takes. Items go
+through *lanes*, tasks that take one after another: one that waits has another lane behind it, so
+that nothing waits for it, and items that never wait cost no task each.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
 from time import perf_counter as clock
 from typing import Any
 
 from handoff_actors.execution.context import Context, place
 from handoff_actors.pipeline.code import StageCode
-from handoff_actors.pipeline.crew import Crew, Failures, WorkerFailed
+from handoff_actors.pipeline.crew import PASS_ON, Crew, Failures, WorkerFailed
 from handoff_actors.pipeline.errors import timed_out
 from handoff_actors.pipeline.joins import Entry
 from handoff_actors.pipeline.thread import own_error, sort_out
@@ -40,6 +43,9 @@ class CoroutineWorker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: deque[Entry] = deque()  # taken, and in no lane yet
+        self._flying: dict[int, Any] = {}  # taken, and not ended
+        self._context = contextvars.Context()
         self._done: list[Entry] = []
         self._failed: Failures = []
 
@@ -60,8 +66,15 @@ class CoroutineWorker:
 
     def run(self) -> None:
         """Work until the pipeline ends."""
-        context = self.crew.line.context.copy()
-        self.crew.carry(self, lambda: context.run(asyncio.run, self._serve()))
+        self._context = context = self.crew.line.context.copy()
+        self.crew.carry(self, lambda: context.run(asyncio.run, self._serve()), self._return_all)
+
+    def _return_all(self) -> None:
+        """Whatever ended it, no item is lost."""
+        self.crew.exchange(self._done, self._failed, 0)
+        if self._flying:
+            self.crew.give_back(list(self._flying.items()))
+            self._flying.clear()
 
     async def _serve(self) -> None:
         crew = self.crew
@@ -85,88 +98,123 @@ class CoroutineWorker:
         crew, woken = self.crew, self._woken
         assert woken is not None
         most = 1 if crew.in_turn or crew.call.batching else _IN_FLIGHT
+        call = self._timed(code.async_caller())
         while True:
             woken.clear()
-            room = most - len(self._tasks)
+            room = most - len(self._flying)
             taken = crew.exchange(self._done, self._failed, room, self._wake)
             if taken is None:
                 return
             if taken:
-                if not self.working_since:
+                if not self._flying:
                     self.working_since = clock()
+                self._flying.update(taken)
                 if crew.call.batching:
-                    self._begin(self._batch(code, taken), taken)
+                    self._begin(self._batch(code, taken))
                 else:
-                    for entry in taken:
-                        self._begin(self._one(code, entry), [entry])
+                    self._held.extend(taken)
+                    self._begin(self._lane(call))
                 if room > len(taken):
                     continue  # there may be more
             await woken.wait()
 
-    def _begin(self, coroutine: Any, entries: Sequence[Entry]) -> None:
-        context = contextvars.copy_context()
-        here = _Place(self, entries[0][0])
-        context.run(place.set, here)
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        context = self._context.copy()  # and not that of the code which may be running
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)
-        began = clock()
+        task.add_done_callback(self._tasks.discard)
 
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not self._tasks and self.working_since:
-                self.crew.busy += clock() - self.working_since
-                self.working_since = 0.0
-            self.crew.account(began, len(entries), busy=False)
-            if self._woken is not None:
-                self._woken.set()
+    def _ended(self, began: float, *numbers: int) -> None:
+        """Items have ended that had begun then."""
+        flying = self._flying
+        for seq in numbers:
+            del flying[seq]
+        if not flying:
+            self.crew.busy += clock() - self.working_since
+            self.working_since = 0.0
+        self.crew.account(began, len(numbers), busy=False)
+        if self._woken is not None:
+            self._woken.set()
 
-        task.add_done_callback(ended)
-
-    async def _one(self, code: StageCode, entry: Entry) -> None:
-        seq, payload = entry
-        try:
-            value = await self._timed(code.one_async(payload))
-        except BaseException as error:  # the wall; a cancelled item's output is not wanted
-            self._failed.append(self.crew.failure_of(seq, own_error(error)))
-        else:
-            self._done.append((seq, value))
+    async def _lane(self, call: Callable[[Any], Awaitable[Any]]) -> None:
+        """Items one after another; while one of them waits, another lane goes on with the rest."""
+        held, done = self._held, self._done
+        here = _Place(self)
+        place.set(here)
+        task = asyncio.current_task()
+        assert task is not None
+        followed, mark = False, clock()
+        while held:
+            seq, payload = held.popleft()
+            if held and not followed:
+                # It runs when this one waits for the first time, and ends at once if all is done.
+                followed = True
+                self._begin(self._lane(call))
+            here.seq = seq
+            began = clock()
+            try:
+                value = await call(payload)
+            except BaseException as error:  # the wall
+                if self._loop is None:
+                    raise  # the worker ends
+                self._failed.append(self.crew.failure_of(seq, own_error(error)))
+            else:
+                done.append((seq, value))
+            self._ended(began, seq)
+            if task.cancelling():
+                # By the code itself: that may yet come out of the next one's first wait.
+                self._begin(self._lane(call))
+                return
+            if clock() - mark > PASS_ON:
+                await asyncio.sleep(0)  # results are passed on, and others want the loop too
+                mark = clock()
 
     async def _batch(self, code: StageCode, taken: list[Entry]) -> None:
+        place.set(_Place(self, taken[0][0]))
+        began = clock()
         try:
-            results = await self._timed(code.many_async([payload for _, payload in taken]))
+            results = await self._timed(code.many_async)([payload for _, payload in taken])
         except BaseException as error:  # the wall
+            if self._loop is None:
+                raise  # the worker ends
             own = own_error(error)
             self._failed += [self.crew.failure_of(seq, own) for seq, _ in taken]
         else:
             sort_out(self.crew, taken, results, self._done, self._failed, mixed=code.mixed)
+        self._ended(began, *[seq for seq, _ in taken])
 
-    async def _timed(self, coroutine: Any) -> Any:
-        timeout = self.crew.function.timeout
+    def _timed(self, call: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """The same with the function's time limit, if it has one."""
+        crew, timeout = self.crew, self.crew.function.timeout
         if timeout is None:
-            return await coroutine
-        try:
-            async with asyncio.timeout(timeout) as limit:
-                return await coroutine
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise timed_out(self.crew.line.id, self.crew.id, timeout) from None
+            return call
+
+        async def timed(argument: Any) -> Any:
+            try:
+                async with asyncio.timeout(timeout) as limit:
+                    return await call(argument)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                raise timed_out(crew.line.id, crew.id, timeout) from None
+
+        return timed
 
 
 class _Place:
     """Where a coroutine runs."""
 
-    __slots__ = ("_seq", "_share", "_worker")
+    __slots__ = ("_share", "_worker", "seq")
 
-    def __init__(self, worker: CoroutineWorker, seq: int) -> None:
+    def __init__(self, worker: CoroutineWorker, seq: int = -1) -> None:
         self._worker = worker
-        self._seq = seq
+        self.seq = seq
         self._share = worker.crew.shares[worker.number]
 
     def context(self) -> Context:
         """The item that is here."""
         line = self._worker.crew.line
-        return self._worker.crew.context(self._seq, lambda: line.over)
+        return self._worker.crew.context(self.seq, lambda: line.over)
 
     def home(self) -> Any:
         """The runtime."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import statistics
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from queue import Queue, SimpleQueue
 from time import perf_counter, sleep
@@ -30,6 +31,11 @@ def add(x: int) -> int:
 def add_all(rows: list[tuple[int]]) -> list[int]:
     """The same for a batch."""
     return [x + 1 for (x,) in rows]
+
+
+async def add_async(x: int) -> int:
+    """The same as a coroutine that never waits."""
+    return x + 1
 
 
 def wait(seconds: float, x: int) -> int:
@@ -82,6 +88,37 @@ def queued(codes: Sequence[Callable[[Any], Any]], items: Sequence[Any]) -> list[
     return got
 
 
+def queued_async(
+    codes: Sequence[Callable[[Any], Awaitable[Any]]], items: Sequence[Any]
+) -> list[Any]:
+    """The same with a task for each code."""
+    end = object()
+
+    async def main() -> list[Any]:
+        queues: list[asyncio.Queue[Any]] = [asyncio.Queue(_BOUND) for _ in range(len(codes) + 1)]
+
+        async def work(code: Any, source: asyncio.Queue[Any], target: asyncio.Queue[Any]) -> None:
+            while (item := await source.get()) is not end:
+                await target.put(await code(item))
+            await target.put(end)
+
+        async def feed() -> None:
+            for item in items:
+                await queues[0].put(item)
+            await queues[0].put(end)
+
+        tasks = [asyncio.create_task(feed())]
+        for code, (source, target) in zip(codes, itertools.pairwise(queues), strict=True):
+            tasks.append(asyncio.create_task(work(code, source, target)))
+        got = []
+        while (item := await queues[-1].get()) is not end:
+            got.append(item)
+        await asyncio.gather(*tasks)
+        return got
+
+    return asyncio.run(main())
+
+
 def rate(count: int, seconds: Sequence[float]) -> float:
     """Items a second."""
     return count / statistics.median(seconds)
@@ -112,6 +149,21 @@ def small(quick: bool) -> Iterator[Row]:
                 if name == "map":
                     absolute = Target(300_000, "ours", "at least")
                     yield Row("the same, in items/s", rate(count, ours), None, absolute, "items/s")
+        with runtime.stream(chain([add_async] * 3), max_pending=_BOUND) as pipeline:
+            go = partial(_by_map, pipeline, items)
+            assert go() == queued_async([add_async] * 3, items)
+            ours, floor = alternate(
+                lambda go=go: go, lambda: partial(queued_async, [add_async] * 3, items), repeats
+            )
+        yield Row(
+            "3 stages of coroutines, map",
+            rate(count, ours),
+            rate(count, floor),
+            Target(1.0, sense="at least"),
+            "items/s",
+            "floor: three tasks with bounded queues",
+            (ours, floor),
+        )
         with (
             runtime.stream(chain([add_all] * 3, batch_size=50), max_pending=_BOUND) as batched,
             runtime.stream(chain([add] * 3), max_pending=_BOUND) as unbatched,

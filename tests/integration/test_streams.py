@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import os
 import signal
@@ -106,6 +107,62 @@ def test_coroutines_are_many_in_flight_and_keep_state_in_turn(runtime: handoff.R
         results = list(pipeline.map(range(9)))
     assert [x for x, _ in results] == list(range(9))
     assert sorted(state for _, state in results) == list(range(9))
+
+
+def test_what_coroutines_do_to_their_task_and_loop_is_theirs(runtime: handoff.Runtime) -> None:
+    """One that cancels itself fails alone; one that stops the loop costs nobody an output."""
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=-1)
+    stopped = False
+
+    async def code(x: int) -> int:
+        nonlocal stopped
+        variable.set(x)
+        task = asyncio.current_task()
+        assert task is not None
+        if x % 10 == 3:
+            task.cancel()
+            await asyncio.sleep(60)
+        if x % 10 == 4:
+            task.cancel()
+        if x % 10 == 5:
+            await asyncio.sleep(0.001)
+        if x == 40 and not stopped:
+            stopped = True
+            asyncio.get_running_loop().stop()
+            await asyncio.sleep(0.001)
+        return variable.get()
+
+    with runtime.stream(chain(code)) as pipeline:
+        results = list(pipeline.map(range(80)))
+    assert len(results) == 80
+    for x, result in enumerate(results):
+        if x % 10 == 3 or isinstance(result, Exception):
+            assert isinstance(result.__cause__, asyncio.CancelledError)
+        else:
+            assert result == x
+    assert all(results[x] == x for x in range(30) if x % 10 != 3)
+
+
+def test_a_coroutine_waits_for_no_other(runtime: handoff.Runtime) -> None:
+    """However many wait, and in whatever order they are let go."""
+    gates = [threading.Event() for _ in range(300)]
+    begun: list[int] = []
+
+    async def code(x: int) -> int:
+        begun.append(x)
+        if x % 3:
+            while not gates[x].is_set():
+                await asyncio.sleep(0.001)
+        return x
+
+    with runtime.stream(chain(code)) as pipeline:
+        for x in range(300):
+            pipeline.push(x)
+        for gate in reversed(gates):
+            gate.set()
+        pipeline.close()
+        assert list(pipeline) == list(range(300))
+    assert sorted(begun) == list(range(300))
 
 
 def test_current_tells_the_item_and_nested_runs_work(runtime: handoff.Runtime) -> None:
