@@ -196,8 +196,13 @@ class Coordinator(Actor):
     def terminate(self, reason: Reason) -> None:
         """The runtime stops."""
         if reason is Exit.SHUTDOWN:
-            self.line.stop("was stopped with its runtime")
-            self.line.bury(self.line.error())
+            line = self.line
+            line.stop("was stopped with its runtime")
+            if line.alive:
+                line.deserted.wait(GRACE)
+            if not line.alive:
+                line.release()
+            line.bury(line.error())
 
 
 class _Gone:

@@ -353,6 +353,9 @@ class Crew:
             line.alive -= 1
             last = line.over and not line.alive
         if last:
+            line.deserted.set()
+            if line.phase == "ended":
+                line.release()  # a thread that was in user code: the coordinator may be gone
             if line.ref is not None:
                 line.ref.mailbox.signal_elsewhere()
         elif not line.over and self.ref is not None:

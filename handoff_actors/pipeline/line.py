@@ -61,6 +61,7 @@ class Line:
         settled: it runs, or never will.
         ended: claims are back and nothing runs, but threads in user code that cannot be ended.
         alive: how many workers there are.
+        deserted: it is over, and the last of them has left.
         claims: what it holds here, split or not.
         released: they went back.
         lender: the pipeline that has claimed for this one too, if that is a stage beside it that
@@ -109,6 +110,7 @@ class Line:
         self.ended = threading.Event()
         self.on_ended: list[Waker] = []
         self.alive = 0
+        self.deserted = threading.Event()
         self.claims: list[Claim] = []
         self.lender: Line | None = None
         self.released = False

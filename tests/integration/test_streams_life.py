@@ -229,7 +229,7 @@ def test_a_claim_is_given_back_exactly_once(
         gc.collect()
     elif end == "runtime":
         runtime.stop()
-    eventually(lambda: tracker.back)
+    eventually(lambda: tracker.back, 5.0)
     if end != "runtime":
         with runtime.stream(chain(IDENTITY, **COSTLY)) as another:
             assert list(another.map([2])) == [2]
