@@ -93,6 +93,7 @@ from handoff_actors.errors import (
     RunCancelledError,
     RuntimeFailedError,
     SerializationError,
+    SpillError,
     ValueNotFoundError,
 )
 from handoff_actors.events import Subscription
@@ -111,7 +112,7 @@ from handoff_actors.resources.capabilities import NodeCapacity
 from handoff_actors.resources.claims import Claim
 from handoff_actors.resources.tracker import Tracker
 from handoff_actors.runtime import Runtime
-from handoff_actors.status import NodeInfo, RuntimeStatus
+from handoff_actors.status import MemoryStatus, NodeInfo, RuntimeStatus
 
 if TYPE_CHECKING:
     from handoff_actors import aio, events, testing
@@ -152,6 +153,7 @@ __all__ = [
     "InvalidFunctionError",
     "ItemFailedError",
     "LoadBalanced",
+    "MemoryStatus",
     "MissingFunctionError",
     "MissingInputError",
     "NameTakenError",
@@ -174,6 +176,7 @@ __all__ = [
     "RuntimeFailedError",
     "RuntimeStatus",
     "SerializationError",
+    "SpillError",
     "Subscription",
     "Timing",
     "Tracker",

@@ -21,6 +21,7 @@
     │  ├─ RunCancelledError (concurrent.futures.CancelledError)
     │  └─ ExecutionTimeoutError (TimeoutError)
     ├─ CheckpointError                 the file cannot be used: in use, damaged, foreign
+    ├─ SpillError                      a value that was written to disk cannot be read back
     ├─ ValueNotFoundError (LookupError)
     ├─ ResultTimeoutError (TimeoutError)
     ├─ NodeError
@@ -212,6 +213,10 @@ class CheckpointError(HandoffError):
     """The file at ``path`` is in use, damaged, or no checkpoint; nothing of it was used."""
 
     path: str
+
+
+class SpillError(HandoffError):
+    """A value that was written to disk under ``memory_limit`` cannot be read back from there."""
 
 
 class ValueNotFoundError(HandoffError, LookupError):

@@ -246,6 +246,15 @@ class ThreadAbandoned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpillFailed(Event):
+    """A value of so many ``bytes`` could not be written to disk, and stays in memory."""
+
+    directory: str
+    error: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ActorCrashed(Event):
     """An actor died of ``reason`` and, if ``restarted``, a new incarnation took over."""
 

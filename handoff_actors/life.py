@@ -62,6 +62,7 @@ from handoff_actors.results.store import Available, ResultStore
 
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.hub import Hub
+    from handoff_actors.results.budget import Budget
     from handoff_actors.results.remote import RemoteStore
     from handoff_actors.telemetry import Telemetry
 
@@ -160,6 +161,7 @@ class Life(abc.ABC):
             system = ActorSystem(f"handoff-{self._name}")
             self._contention = Contention()
             self.pipelines = {}
+            self._budget = self._make_budget(system)
             self._workers = Workers(
                 system,
                 self._name,
@@ -169,6 +171,7 @@ class Life(abc.ABC):
                 contention=self._contention,
                 runtime=self,
                 forward=self._forwarded,
+                budget=self._budget,
             )
             self._runs: Table[int, Entry] = Table()
             self._desk = Desk(self._workers, self._runs, options.max_retained_runs)
@@ -206,6 +209,22 @@ class Life(abc.ABC):
                 self._instrument()
         log.info("runtime_started", node=self._name, version=__version__)
         return self
+
+    def _make_budget(self, system: ActorSystem) -> Budget | None:
+        """What counts the memory of values, if that is limited."""
+        limit = self.options.memory_bytes
+        if limit is None:
+            return None
+        from handoff_actors.results.budget import Budget
+
+        directory = self.options.spill_directory
+        return Budget(
+            limit,
+            None if directory is None else os.fspath(directory),
+            system.carriers.submit,
+            self.events,
+            log.bind(node=self._name),
+        )
 
     def _instrument(self) -> None:
         """Tell OpenTelemetry, which the program has imported, how it goes."""
@@ -305,6 +324,8 @@ class Life(abc.ABC):
             for line in list(self.pipelines.values()):
                 line.bury(line.error())
             abandoned = system.close(max(0.2, deadline - time.monotonic()))
+            if self._budget is not None:
+                self._budget.close()
             self.events.close()
         if abandoned:
             log.warning("threads_abandoned", node=self._name, threads=abandoned)

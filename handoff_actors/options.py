@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 from handoff_actors.errors import ConfigurationError, describe
 from handoff_actors.graph.checks import is_seconds
+
+_UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_AMOUNT = re.compile(
+    r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>|B|[KMGT]i?B)\s*", re.ASCII | re.IGNORECASE
+)
 
 
 class StartOptions(TypedDict, total=False):
@@ -31,6 +41,8 @@ class StartOptions(TypedDict, total=False):
     node_return_timeout: float
     shutdown_timeout: float
     on_failure: Callable[[BaseException], object] | None
+    memory_limit: int | str | None
+    spill_directory: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,8 @@ class Options:
     node_return_timeout: float = 30.0
     shutdown_timeout: float = 5.0
     on_failure: Callable[[BaseException], object] | None = None
+    memory_limit: int | str | None = None
+    spill_directory: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not self.name):
@@ -83,6 +97,31 @@ class Options:
             missing = [n for n in wanted if not callable(getattr(self.resource_tracker, n, None))]
             if missing:
                 self._refuse("resource_tracker", f"lacks the methods {', '.join(missing)}")
+
+        _ = self.memory_bytes
+        self._folder("spill_directory")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory_limit`` as a number."""
+        limit = self.memory_limit
+        if isinstance(limit, str):
+            found = _AMOUNT.fullmatch(limit)
+            if found is not None:
+                limit = int(float(found["number"]) * _UNITS[found["unit"].upper()])
+        if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
+            return limit
+        self._refuse("memory_limit", 'must be a number of bytes above 0, or text as "2 GB"')
+        return None
+
+    def _folder(self, name: str) -> None:
+        path = getattr(self, name)
+        if path is None:
+            return
+        if not isinstance(path, (str, os.PathLike)):
+            self._refuse(name, "must be the path of a directory")
+        if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+            self._refuse(name, "must be a directory in which files can be made")
 
     def _refuse(self, name: str, why: str) -> None:
         raise ConfigurationError(f"{name} {why}, not {describe(getattr(self, name))}")

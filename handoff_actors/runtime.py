@@ -113,6 +113,10 @@ class Runtime(Status):
         shutdown_timeout: seconds that ``stop()`` gives to code that is still running.
         on_failure: called with the ``RuntimeFailedError`` when the tree gave up.
         authkey: hex digits; None reads ``HANDOFF_AUTHKEY``, else makes one.
+        memory_limit: how much memory the values of its runs and those stored may take: bytes, or
+            text as ``"2 GB"``; what is more goes to disk and is read back where it is needed. None
+            is no limit.
+        spill_directory: where on disk; None is the system's directory for temporary files.
 
     Raises:
         ConfigurationError: an option has a value that cannot be used.

@@ -46,6 +46,8 @@ _INHERITED = (
     "max_retries",
     "max_restarts",
     "max_seconds",
+    "memory_limit",
+    "spill_directory",
 )
 """Options that node processes have from the runtime that starts them."""
 
@@ -274,6 +276,8 @@ class Clustered(Life):
 
         mesh = self.cluster()
         options = {each: getattr(self.options, each) for each in _INHERITED}
+        if self.options.spill_directory is not None:
+            options["spill_directory"] = os.path.abspath(self.options.spill_directory)
         if capabilities is not None:
             options["capabilities"] = dict(capabilities)
         host = mesh.place.host or "127.0.0.1"

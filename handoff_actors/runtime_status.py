@@ -19,6 +19,7 @@ from handoff_actors.status import (
     ActorStatus,
     ClaimStatus,
     GuestStatus,
+    MemoryStatus,
     NodeInfo,
     RunStatus,
     RuntimeStatus,
@@ -66,6 +67,7 @@ class Status(Nodes):
                 GuestStatus(guest.dag_id, guest.run_name[0], guest.state, guest.count())
                 for guest in guests
             ],
+            None if self._budget is None else MemoryStatus(*self._budget.status()),
         )
 
     def entries(self) -> list[Entry]:

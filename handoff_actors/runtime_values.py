@@ -17,7 +17,6 @@ from handoff_actors.errors import (
 )
 from handoff_actors.execution.context import place
 from handoff_actors.execution.executor import Discard
-from handoff_actors.execution.run_data import Distant
 from handoff_actors.life import Life
 from handoff_actors.results.distributed import (
     ClearEverywhere,
@@ -26,6 +25,7 @@ from handoff_actors.results.distributed import (
     StoreResult,
     Synchronize,
 )
+from handoff_actors.results.elsewhere import Cell, Unread
 from handoff_actors.results.locations import LookUp, RegisterLocation
 from handoff_actors.results.store import Await, Get, GetMany, GiveUp, Put
 
@@ -36,8 +36,9 @@ _AT_ONCE = 0.1
 
 
 def _read(value: Any) -> Any:
-    """A value that a run has made on another node is fetched by whoever asked, not by an actor."""
-    return value.read() if type(value) is Distant else value  # a proxy's __class__ may raise
+    """What is on another node, or on disk, is fetched by whoever asked for it, not by an actor."""
+    # A proxy's ``__class__`` may raise: it is not asked.
+    return value.read() if issubclass(type(value), Unread) else value
 
 
 class Values(Life):
@@ -51,7 +52,7 @@ class Values(Life):
         if origin_node is not None:
             check_node(origin_node)
         self._ref("distributed_result_store").call(
-            StoreResult(dag_id, function_id, result, origin_node)
+            StoreResult(dag_id, function_id, self._kept(dag_id, function_id, result), origin_node)
         )
 
     def get_result(self, dag_id: Hashable, id: Hashable, timeout: float | None = 5.0) -> Any:  # noqa: A002
@@ -117,7 +118,16 @@ class Values(Life):
     def store_value(self, dag_id: Hashable, id: Hashable, value: Any) -> None:  # noqa: A002
         """Keep a value on this node."""
         check_ids(dag_id, id)
-        self._ref("result_store").call(Put(dag_id, id, value))
+        self._ref("result_store").call(Put(dag_id, id, self._kept(dag_id, id, value)))
+
+    def _kept(self, dag_id: Hashable, id_: Hashable, value: Any) -> Any:
+        """What is stored for a value: it, or where it is counted and may go to disk."""
+        budget = self._workers.budget
+        if budget is None:
+            return value
+        from handoff_actors.results.budget import Kept
+
+        return Cell(Kept(budget, [value], 0, lambda _: f"value {id_!r} of DAG {dag_id!r}"))
 
     def get_local_value(self, dag_id: Hashable, id: Hashable) -> Any:  # noqa: A002
         """A value that is on this node.
@@ -129,7 +139,7 @@ class Values(Life):
         store = self._ref("result_store")
         self._desk.settle()
         found = store.call(Get(dag_id, id))
-        if type(found) is Distant and not found.is_here:
+        if issubclass(type(found), Unread) and not found.is_here:
             raise ValueNotFoundError(
                 f"value {id!r} of DAG {dag_id!r} is on another node: use get_value() to fetch it",
                 dag_id=dag_id,

@@ -92,6 +92,39 @@ class GuestStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryStatus:
+    """What the values of a runtime with a ``memory_limit`` take, in bytes.
+
+    Attributes:
+        limit: of what is in memory.
+        held: what is in memory, about.
+        spilled: what is on disk.
+        values: how many of them are on disk.
+        unspillable: what of ``held`` cannot be pickled, so that it stays.
+        problem: why nothing can be written to disk just now, or None.
+    """
+
+    limit: int
+    held: int
+    spilled: int
+    values: int
+    unspillable: int
+    problem: str | None
+
+    def __str__(self) -> str:
+        stays = f", {_mb(self.unspillable)} of it cannot be pickled" if self.unspillable else ""
+        problem = "" if self.problem is None else f"; nothing can be written: {self.problem}"
+        return (
+            f"values: {_mb(self.held)} in memory of at most {_mb(self.limit)}{stays}; "
+            f"{_mb(self.spilled)} on disk, {self.values} values{problem}"
+        )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeStatus:
     """How a runtime is doing.
 
@@ -104,6 +137,7 @@ class RuntimeStatus:
         workers: counts of threads, processes, coroutines; abandoned threads.
         running: the functions that workers are at, also for runs of other nodes.
         guests: what this node does for runs of other nodes.
+        memory: of the values, if it is limited.
     """
 
     tree: ActorStatus
@@ -114,6 +148,7 @@ class RuntimeStatus:
     workers: Mapping[str, Any]
     running: Sequence[RunningFunction] = ()
     guests: Sequence[GuestStatus] = ()
+    memory: MemoryStatus | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As dicts, lists, numbers and strings, fit for ``json.dumps(..., default=str)``."""
@@ -144,6 +179,8 @@ class RuntimeStatus:
             f"  {claim.dag_id!r} on {claim.node}: {amounts_text(claim.amounts)}"
             for claim in self.claims
         )
+        if self.memory is not None:
+            lines.append(str(self.memory))
         running = sum(run.state == "running" for run in self.runs)
         lines.append(f"runs: {running} in progress, {len(self.runs) - running} retained")
         lines.extend(

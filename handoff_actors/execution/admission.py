@@ -92,6 +92,7 @@ def prepare(
     home.workers.processes.check(plan, options.isolation, dag_id)
     run = Run(dag_id)
     data = RunData(key, dag_id, plan, values, options, home.node(), run)
+    data.limit(home.workers.budget)
     data.functions = dag.functions
     data.submitted = perf_counter()
     run.bind(data)

@@ -12,6 +12,7 @@ from typing import Any
 
 from handoff_actors.execution.context import Place, place
 from handoff_actors.graph.calls import Call, Converted, InlineCall, Source
+from handoff_actors.results.elsewhere import Elsewhere
 
 Values = Mapping[int, Any] | Sequence[Any]
 
@@ -36,10 +37,10 @@ async def invoke_async(call: Call, values: Values, here: Place) -> Any:
     """Await a coroutine function; to be run as a task that has a context of its own.
 
     Inlines and serialisers are no coroutines: they are evaluated on a thread, lest they block
-    everything else on the loop.
+    everything else on the loop; so are values that are on disk.
     """
     place.set(here)
-    if any(source.__class__ is not int for source in call.sources):
+    if any(source.__class__ is not int or _is_on_disk(source, values) for source in call.sources):
         # Whoever awaits has imported it; a worker process without coroutines is spared it.
         import asyncio
 
@@ -49,6 +50,12 @@ async def invoke_async(call: Call, values: Values, here: Place) -> Any:
     if call.init is None and not call.batching:
         return await call.code(*args, **(call.extra_kwargs or {}))
     return _unwrap(call, await call.code(*_wrap(call, args), **(call.extra_kwargs or {})))
+
+
+def _is_on_disk(index: Any, values: Any) -> bool:
+    peek = getattr(values, "peek", None)
+    value = None if peek is None else peek(index)
+    return isinstance(value, Elsewhere) and value.on_disk
 
 
 def _invoke(call: Call, values: Values, here: Place) -> Any:

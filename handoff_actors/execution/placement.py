@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from handoff_actors.execution.run_data import RunData
 from handoff_actors.graph.plan import LaneClass, Plan
 from handoff_actors.resources.allocator import Request, check_allocation
 from handoff_actors.resources.capabilities import MICRO, NodeCapacity
+from handoff_actors.results.sizes import size_of
 
 if TYPE_CHECKING:
     from handoff_actors.execution.workers.roster import Workers
@@ -208,7 +208,7 @@ class Placement:
         return placed
 
     def _bytes(self, i: int) -> int:
-        return sum(sys.getsizeof(self.data.values[d]) for d in self.data.plan.deps[i])
+        return sum(size_of(self.data.peek(d)) for d in self.data.plan.deps[i])
 
 
 def _cost(kind: LaneClass) -> dict[str, float]:

@@ -28,8 +28,9 @@ from handoff_actors.errors import (
     ValueNotFoundError,
 )
 from handoff_actors.execution.context import place
-from handoff_actors.execution.run_data import FREED, MISSING, Elsewhere, RunData
+from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.runner import Cancel, Listen
+from handoff_actors.results.elsewhere import Elsewhere
 
 _T = TypeVar("_T")
 
@@ -259,7 +260,7 @@ class Run(concurrent.futures.Future["ExecutionResult"]):
             if index not in seen:
                 seen.add(index)
                 yield from self._completed(index)
-        untold = [i for i in range(data.plan.n) if i not in seen and data.values[i] is not MISSING]
+        untold = [i for i in range(data.plan.n) if i not in seen and data.peek(i) is not MISSING]
         for index in sorted(untold, key=data.ends.__getitem__):
             yield from self._completed(index)
         self.result(timeout)
@@ -310,7 +311,7 @@ class Results(Mapping[Hashable, Any]):
         i = data.plan.index.get(id_)
         if i is None or i >= data.plan.n:
             raise KeyError(id_)
-        value = data.values[i]
+        value = data.peek(i)
         if value is MISSING or value is FREED:
             raise ReleasedKeyError(id_, value is FREED)
         if isinstance(value, Elsewhere):
@@ -334,7 +335,7 @@ class Results(Mapping[Hashable, Any]):
         return i is not None and i < self._data.plan.n and self._there(i)
 
     def _there(self, i: int) -> bool:
-        value = self._data.values[i]
+        value = self._data.peek(i)
         return value is not MISSING and value is not FREED
 
     def __iter__(self) -> Iterator[Hashable]:

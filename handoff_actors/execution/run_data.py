@@ -25,6 +25,7 @@ from handoff_actors.execution.run_state import History
 from handoff_actors.execution.trail import Trail
 from handoff_actors.graph.function import Function
 from handoff_actors.graph.plan import Plan
+from handoff_actors.results.elsewhere import Elsewhere, Placeholder, Unread
 
 if TYPE_CHECKING:
     from handoff_actors.checkpoint.keeper import Keeper
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from handoff_actors.execution.queues import Queue
     from handoff_actors.execution.run import Run
     from handoff_actors.execution.solo import Solo
+    from handoff_actors.results.budget import Budget
 
 
-class _Absent:
+class _Absent(Placeholder):
     __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
@@ -53,14 +55,8 @@ FREED: Final = _Absent("FREED")
 """There was a value that nobody needed any more."""
 
 
-class Elsewhere:
-    """The base of what stands for a value that is on another node, or was not yet read."""
-
-    __slots__ = ()
-
-
 @dataclass(frozen=True, slots=True)
-class Distant:
+class Distant(Unread):
     """A value of a run that whoever asked for it has to read, on a thread that may wait."""
 
     data: RunData
@@ -69,7 +65,8 @@ class Distant:
     @property
     def is_here(self) -> bool:
         """Whether reading it takes no other node."""
-        return bool(getattr(self.data.values[self.index], "is_here", True))
+        value = self.data.peek(self.index)
+        return not isinstance(value, Elsewhere) or value.is_here
 
     def read(self) -> Any:
         """The value.
@@ -126,6 +123,7 @@ class RunData:
         trail: who ran what, and what was tried in vain.
         functions: those of the DAG, inline ones too; for pictures.
         done: ``(token, value)`` of attempts that returned, not yet committed.
+        budget: of the memory for its values, if that is limited.
         reports: other events for the run state, not yet handled.
         histories: of functions that have failed, as committed.
         dispatched: per function the number of the last attempt handed to a queue. Queues and
@@ -149,6 +147,7 @@ class RunData:
         "_working",
         "away",
         "begun",
+        "budget",
         "checkpoint",
         "code_keys",
         "context",
@@ -221,6 +220,7 @@ class RunData:
         self.functions: Mapping[Hashable, Function] | None = None
         self.submitted = 0.0
         self.timer: Timer | None = None
+        self.budget: Budget | None = None
         self.links: list[int] | None = None
         self.queues: Sequence[Queue] = ()
         self.lock = threading.Lock()
@@ -264,9 +264,45 @@ class RunData:
             self.code_keys = {}
             self._working = True
 
+    def limit(self, budget: Budget | None) -> None:
+        """Have its values count, and go to disk when they are too many; before it begins."""
+        if budget is None:
+            return
+        from handoff_actors.results.budget import Kept
+
+        plan, dag_id = self.plan, self.dag_id
+
+        def name(index: int) -> str:
+            what = "result of function" if index < plan.n else "input"
+            return f"{what} {plan.ids[index]!r} of DAG {dag_id!r}"
+
+        self.budget = budget
+        self.values = Kept(budget, self.values, plan.n, name)
+
+    def peek(self, index: int) -> Any:
+        """What is in the place of a value: it, or what stands for it. Never blocks."""
+        return list.__getitem__(self.values, index)
+
     def deliverer(self) -> Callable[[tuple[int, Any]], object]:
         """What a worker calls with ``(token, value)``, on the thread that ran the code."""
-        return self.done.append
+        return self.limited(self.done.append)
+
+    def limited(
+        self, put: Callable[[tuple[int, Any]], object]
+    ) -> Callable[[tuple[int, Any]], object]:
+        """``put``, and a thread that makes more values than there may be sees them to disk."""
+        budget = self.budget
+        if budget is None:
+            return put
+
+        def deliver(entry: tuple[int, Any]) -> None:
+            put(entry)
+            if budget.over:
+                # Whoever waits for it need not wait for the disk.
+                self.ref.signal()
+                budget.relieve()
+
+        return deliver
 
     def report(self, event: Any) -> None:
         """Leave an event for the runner, and have it looked at on this thread if it can be."""
@@ -289,7 +325,7 @@ class RunData:
         i = self.plan.index.get(id_)
         if i is None:
             return "unknown", None
-        value = self.values[i]
+        value = self.peek(i)
         if value is MISSING:
             return ("never" if self.over else "coming"), None
         if isinstance(value, Elsewhere):
@@ -322,7 +358,8 @@ class RunData:
         Raises:
             Exception: why the first of those that cannot be had cannot.
         """
-        distant = [i for i in indices if isinstance(self.values[i], Elsewhere)]
+        places = ((i, self.peek(i)) for i in indices)
+        distant = [i for i, v in places if isinstance(v, Elsewhere) and not v.on_disk]
         if distant and self.away is not None:
             self.away.bring(distant)
 

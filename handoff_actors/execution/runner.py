@@ -118,7 +118,7 @@ class Runner(Actor):
         if fresh:
             data.queues = self.workers.queues(data)
             if data.restored and data.links is not None:
-                data.links = [d if data.values[d] is MISSING else -1 for d in data.links]
+                data.links = [d if data.peek(d) is MISSING else -1 for d in data.links]
             self.state.links = data.links
             if data.away is not None:
                 data.away.begin()
@@ -224,7 +224,7 @@ class Runner(Actor):
             # What was given up may end all the same; it is not the outcome.
             batch = [entry for entry in batch if entry[0] == self.state.token(entry[0] % n)]
         for token, value in batch:
-            if values[token % n] is MISSING:
+            if data.peek(token % n) is MISSING:
                 values[token % n] = value
         if data.checkpoint is not None:
             data.checkpoint.put([(token % n, value) for token, value in batch])

@@ -106,7 +106,7 @@ def states(data: RunData) -> dict[Hashable, str]:
     """The state of each function of a run that has ended."""
     found: dict[Hashable, str] = {}
     for i in range(data.plan.n):
-        value = data.values[i]
+        value = data.peek(i)
         if value is not MISSING or value is FREED:
             found[data.plan.ids[i]] = "done"
         elif getattr(data.error, "function_id", MISSING) == data.plan.ids[i]:

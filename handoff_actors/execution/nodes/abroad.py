@@ -53,7 +53,7 @@ from handoff_actors.execution.nodes.messages import (
     Withdraw,
     Work,
 )
-from handoff_actors.execution.nodes.sizes import TEXTS, carried_bytes, enclose, is_plain, size_of
+from handoff_actors.execution.nodes.sizes import TEXTS, carried_bytes, enclose, is_plain
 from handoff_actors.execution.nodes.spread import Spread
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
@@ -66,6 +66,8 @@ from handoff_actors.execution.run_state import (
 )
 from handoff_actors.execution.trail import Transfer
 from handoff_actors.resources.allocator import by_name
+from handoff_actors.results.elsewhere import Elsewhere
+from handoff_actors.results.sizes import size_of
 
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.hub import Hub
@@ -190,7 +192,7 @@ class Abroad:
         state.absent = {
             i
             for i in range(n)
-            if data.values[i] is FREED
+            if data.peek(i) is FREED
             and (kept is None or kept[i] or (needed is not None and needed[i]))
         }
         state.cut = self._cut
@@ -290,7 +292,7 @@ class Abroad:
         data = self.data
         sizes: dict[str, int] = {}
         for d in data.plan.deps[i]:
-            value = data.values[d]
+            value = data.peek(d)
             kind = value.__class__
             if kind is Located:
                 name, size = value.node, value.nbytes
@@ -413,7 +415,7 @@ class Abroad:
         for source in converted_needs(call):
             assert source.producer is not None
             d = source.producer
-            value = self.data.values[d]
+            value = self.data.peek(d)
             home = value.node if isinstance(value, Located) else self.data.node
             if home != name:
                 places[d] = home
@@ -431,14 +433,16 @@ class Abroad:
         sizes: dict[int, int],
         name: str,
     ) -> None:
-        value = self.data.values[d]
+        value = self.data.peek(d)
         kind = value.__class__
         if kind is Carried:
             values[d] = value.payload
             return
         if kind is _ABSENT:
             raise _LostInputError
-        if kind is not Located:
+        if issubclass(kind, Elsewhere) and kind.on_disk:
+            value = Located(self.data.node, size_of(value))
+        elif kind is not Located:
             value = enclose(value, self.data.node)
             if value.__class__ is not Located:
                 values[d] = value
@@ -569,7 +573,7 @@ class Abroad:
         values = [
             i
             for i in range(data.plan.n)
-            if data.values[i].__class__ is Located and data.values[i].node == name
+            if data.peek(i).__class__ is Located and data.peek(i).node == name
         ]
         for site in self._sites.values():
             for i in values:
@@ -588,7 +592,7 @@ class Abroad:
 
     def absent(self, index: int) -> Lost | None:
         """A value is not where it should be; None if that is no news."""
-        value = self.data.values[index]
+        value = self.data.peek(index)
         if not isinstance(value, Located):
             return None
         for site in self._sites.values():
@@ -624,13 +628,13 @@ class Abroad:
         while lost and not data.over:
             # It was freed meanwhile, or is being made again: the run sees to it.
             time.sleep(_LOOK)
-            lost = self._bring(i for i in lost if data.values[i] is not FREED)
+            lost = self._bring(i for i in lost if data.peek(i) is not FREED)
         if not lost:
             return
         from handoff_actors.execution.nodes.remake import remake
 
         with self._remaking:
-            lost = [i for i in lost if isinstance(data.values[i], Located)]
+            lost = [i for i in lost if isinstance(data.peek(i), Located)]
             if lost:
                 remake(self.hub, data, lost)
 
@@ -642,11 +646,11 @@ class Abroad:
             if not isinstance(error, GoneError):
                 raise error
             lost.append(i)
-            value = self.data.values[i]
+            value = self.data.peek(i)
             if error.certain and isinstance(value, Located) and self.data.ref is not None:
                 self.data.reports.append(Report(value.node, ("absent", i)))
                 self.data.ref.signal()
-        return lost + [i for i in wanted if self.data.values[i] is MISSING]
+        return lost + [i for i in wanted if self.data.peek(i) is MISSING]
 
     def learn_crew(self) -> None:
         """Ask the nodes that are up which of their workers ran what, for people; blocks shortly."""

@@ -38,6 +38,7 @@ from handoff_actors.execution.nodes.messages import (
 )
 from handoff_actors.execution.run_data import FREED, MISSING
 from handoff_actors.execution.trail import Trail, Transfer
+from handoff_actors.results.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
     from handoff_actors.execution.run_data import RunData
@@ -127,7 +128,7 @@ class Shelf:
             ValueNotFoundError: it is not here.
         """
         data = self._holder(key.run)
-        value = MISSING if data is None else data.values[key.index]
+        value = MISSING if data is None else data.peek(key.index)
         if isinstance(value, Located):
             if key.relay:
                 return self._relay(key, value.node)
@@ -143,6 +144,8 @@ class Shelf:
             if key.serialize is None:
                 return value.payload
             value = loads(value.payload, what)
+        elif isinstance(value, Elsewhere) and value.on_disk:
+            value = data.read(key.index)
         if key.serialize is None:
             return dumps(value, what)
         return dumps(self._serialized(value, key), what)

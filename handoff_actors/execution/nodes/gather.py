@@ -66,7 +66,7 @@ class Gatherer:
     def admit(self, tokens: Iterable[int]) -> list[int]:
         """Attempts are to run here: those that have all they need."""
         data = self.data
-        plan, n, values = data.plan, data.plan.n, data.values
+        plan, n, peek = data.plan, data.plan.n, data.peek
         ready: list[int] = []
         wishes: list[Wish] = []
         carried: list[tuple[int, Carried]] = []
@@ -78,7 +78,7 @@ class Gatherer:
                 missing = self._want_for_call(i, token, wishes, carried)
             else:
                 for d in plain:
-                    if values[d].__class__ in _NOT_HERE:
+                    if peek(d).__class__ in _NOT_HERE:
                         self._want(d, token, wishes, carried)
                         missing = missing or set()
                         missing.add(d)
@@ -100,7 +100,7 @@ class Gatherer:
             waiting.append(token)
             return
         self._wanted[d] = [token]
-        value = self.data.values[d]
+        value = self.data.peek(d)
         place = self._place(d)
         if isinstance(value, Carried):
             carried.append((d, value))
@@ -110,7 +110,7 @@ class Gatherer:
             wishes.append(self._wish(d, d, place, None, token))
 
     def _place(self, d: int) -> tuple[str, int] | None:
-        value = self.data.values[d]
+        value = self.data.peek(d)
         if isinstance(value, Located):
             return value.node, value.nbytes
         return self.places.get(d)
@@ -140,7 +140,7 @@ class Gatherer:
     def _want_for_call(
         self, i: int, token: int, wishes: list[Wish], carried: list[tuple[int, Carried]]
     ) -> set[Any]:
-        plan, values = self.data.plan, self.data.values
+        plan, peek = self.data.plan, self.data.peek
         self.forget_given(i)
         call = plan.calls[i]
         converted = self._converted.get(i)
@@ -151,10 +151,10 @@ class Gatherer:
         for k, source in enumerate(converted):
             p = source.producer
             assert p is not None
-            if values[p].__class__ not in _NOT_HERE:
+            if peek(p).__class__ not in _NOT_HERE:
                 continue
             place = self._place(p)
-            if isinstance(values[p], Carried):
+            if isinstance(peek(p), Carried):
                 raw.append(p)  # it is small and is here: the serializer runs here, as on one node
                 continue
             mark = (i, k)
@@ -170,7 +170,7 @@ class Gatherer:
             else:
                 wishes.append(self._wish(mark, p, place, pair, token))
         for d in raw:
-            if values[d].__class__ in _NOT_HERE:
+            if peek(d).__class__ in _NOT_HERE:
                 missing.add(d)
                 self._want(d, token, wishes, carried)
         return missing
@@ -256,7 +256,7 @@ class Gatherer:
     def _put(self, mark: Any, value: Any) -> None:
         data = self.data
         if isinstance(mark, int):
-            if data.values[mark].__class__ in _NOT_HERE:
+            if data.peek(mark).__class__ in _NOT_HERE:
                 data.values[mark] = value
             return
         i, k = mark

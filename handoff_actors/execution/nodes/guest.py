@@ -43,13 +43,14 @@ from handoff_actors.execution.nodes.messages import (
     Withdraw,
     Work,
 )
-from handoff_actors.execution.nodes.sizes import enclose, is_plain, size_of
+from handoff_actors.execution.nodes.sizes import enclose, is_plain
 from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import FREED, MISSING, RunData, RunOptions
 from handoff_actors.execution.run_state import Raised, TimedOut, Withdrawn
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.claims import Granted, Infeasible
 from handoff_actors.resources.tracker import Refused
+from handoff_actors.results.sizes import size_of
 
 if TYPE_CHECKING:
     from handoff_actors.execution.nodes.fetching import Fetcher
@@ -128,7 +129,7 @@ class GuestData(RunData):
 
     def deliverer(self) -> Callable[[tuple[int, Any]], object]:
         """As of any run, with what is to be sent made ready where the user's code may run."""
-        return self._deliver
+        return self.limited(self._deliver)
 
     def _deliver(self, row: tuple[int, Any]) -> None:
         token, value = row
@@ -245,10 +246,10 @@ class GuestRunner(Actor):
             data.links[i] = -1
         values, orchestrator = data.values, data.peer.name
         for i, value in message.values.items():
-            if values[i] is MISSING or values[i] is FREED:
+            if data.peek(i) is MISSING or data.peek(i) is FREED:
                 values[i] = Carried(orchestrator, value) if value.__class__ is Payload else value
         for i in message.places:
-            if values[i] is FREED:
+            if data.peek(i) is FREED:
                 values[i] = MISSING
         data.gatherer.learn_places(message.places, message.sizes)
         tokens = message.tokens

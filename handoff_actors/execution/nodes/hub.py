@@ -241,7 +241,7 @@ class Hub:
         wishes: list[Wish] = []
         failed: dict[int, BaseException] = {}
         for i in indices:
-            value = data.values[i]
+            value = data.peek(i)
             what = f"result of function {describe(data.plan.ids[i])}"
             if isinstance(value, Carried):
                 try:
@@ -254,7 +254,7 @@ class Hub:
         for i, found, there in self.fetcher.bring(wishes, None, data.trail):
             if not there:
                 failed[i] = found
-            elif isinstance(data.values[i], Located):
+            elif isinstance(data.peek(i), Located):
                 data.values[i] = found
         return failed
 
@@ -287,6 +287,7 @@ class Hub:
 
     def _begin(self, peer: Peer, begin: Begin) -> None:
         guest = GuestData(self._keys(), begin, peer, self.workers, self.fetcher)
+        guest.limit(self.workers.budget)
         mark = (peer.session, begin.key)
         self.guests[mark] = guest
         self._by_name[guest.run_name] = guest

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from handoff_actors.cluster.payload import Payload
-from handoff_actors.execution.run_data import Elsewhere
+from handoff_actors.results.elsewhere import Elsewhere
 
 SERVICE = "runs"
 VALUES = "values"
@@ -34,11 +34,7 @@ class Located(Elsewhere):
 
     node: str
     nbytes: int
-
-    @property
-    def is_here(self) -> bool:
-        """It is not."""
-        return False
+    is_here: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,9 @@ def remake(hub: Hub, data: RunData, wanted: Sequence[int]) -> None:
     run = Run(data.dag_id)
     inputs = {plan.ids[i]: data.values[i] for i in range(n, n + plan.n_inputs)}
     made = RunData(hub.new_key(), data.dag_id, plan, inputs, options, data.node, run)
+    made.limit(hub.workers.budget)
     made.submitted = data.submitted
-    made.values[:n] = [MISSING if i in again else data.values[i] for i in range(n)]
+    made.values[:n] = [MISSING if i in again else data.peek(i) for i in range(n)]
     hub.send_abroad(made)
     assert made.away is not None
     made.away.preset = bytearray(i not in again for i in range(n))
@@ -68,7 +69,7 @@ def remake(hub: Hub, data: RunData, wanted: Sequence[int]) -> None:
 
 def _closure(hub: Hub, data: RunData, wanted: Sequence[int]) -> set[int]:
     """The functions that have to run; what they take of others is here afterwards."""
-    n, values = data.plan.n, data.values
+    n, peek = data.plan.n, data.peek
     again: set[int] = set()
     stack = list(wanted)
     while stack:
@@ -80,7 +81,7 @@ def _closure(hub: Hub, data: RunData, wanted: Sequence[int]) -> set[int]:
             again.add(i)
             for d in data.plan.deps[i]:
                 if d < n and d not in again:
-                    if values[d] is FREED or values[d] is MISSING:
+                    if peek(d) is FREED or peek(d) is MISSING:
                         stack.append(d)
                     else:
                         fetched.add(d)

@@ -1,48 +1,19 @@
-"""How large values are, and which travel with control: told without a look at all of them."""
+"""Which values travel with control, and what stands for the others: told by their sizes."""
 
 from __future__ import annotations
 
-import sys
-from itertools import islice
 from typing import Any
 
 from handoff_actors.cluster.payload import Payload, dumps
 from handoff_actors.errors import SerializationError
 from handoff_actors.execution.nodes.messages import Located
+from handoff_actors.results.sizes import size_of
 
 CARRIED = 32 * 1024
 """Bytes of a value that travels with control, at most."""
 
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
 TEXTS = frozenset({str, bytes})
-_CONTAINERS = (list, tuple, dict, set, frozenset)
-_SAMPLE = 64
-
-
-def size_of(value: Any) -> int:
-    """About how many bytes a value has."""
-    nbytes = getattr(value, "nbytes", None)
-    if isinstance(nbytes, int):
-        return nbytes
-    try:
-        size = sys.getsizeof(value)
-    except Exception:  # the value is the user's: its size may be anything
-        return 0
-    if isinstance(value, _CONTAINERS) and value:
-        some = list(islice(value.values() if isinstance(value, dict) else value, _SAMPLE))
-        size += sum(map(size_of_flat, some)) * len(value) // len(some)
-    return size
-
-
-def size_of_flat(value: Any) -> int:
-    """As ``size_of``, without a look into containers."""
-    nbytes = getattr(value, "nbytes", None)
-    if isinstance(nbytes, int):
-        return nbytes
-    try:
-        return sys.getsizeof(value)
-    except Exception:
-        return 0
 
 
 def is_plain(value: Any) -> bool:

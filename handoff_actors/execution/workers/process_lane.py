@@ -224,6 +224,8 @@ class ProcessLane:
             queue.mean = self.mean
             data.reports.extend(failed)
             data.ref.signal()
+            if data.budget is not None:
+                data.budget.relieve()
             waiting = len(queue.ready)
             if waiting > 1 and len(queue.lanes) - len(queue.parked) < queue.company:
                 queue.grow(1)
@@ -267,10 +269,13 @@ class ProcessLane:
             except SerializationError as error:
                 data.report(Raised(token, error, data.node, final=True))
                 continue
+            try:
+                values = processes.values(data, i)
+            except Exception as error:  # it was on disk, and cannot be read back
+                data.report(Raised(token, error, data.node))
+                continue
             self.flying[token] = data.starts[i] = clock()
-            items.append(
-                WorkItem(token, key, plan.ids[i], token // n + 1, processes.values(data, i))
-            )
+            items.append(WorkItem(token, key, plan.ids[i], token // n + 1, values))
             room -= 1
             if alone:
                 break

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from handoff_actors.checkpoint.keeper import Keeper
     from handoff_actors.execution.workers.coroutine import CoroutineWorker
     from handoff_actors.resources.capabilities import NodeCapacity
+    from handoff_actors.results.budget import Budget
 
 
 def usable_cores() -> int:
@@ -52,6 +53,7 @@ class Workers:
         store: where results are waited for.
         runtime: the runtime, for code that calls it from inside functions.
         forward: carries out what code in a worker process asks of the runtime.
+        budget: of the memory for values, if it is limited.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Workers:
         contention: Contention,
         runtime: Any,
         forward: Forward,
+        budget: Budget | None = None,
     ) -> None:
         self.system = system
         self.node = node
@@ -77,6 +80,7 @@ class Workers:
         self.thread_permits = Permits(max_workers or max(32, self.cores))
         self.process_permits = Permits(max_workers or self.cores)
         self.coroutine_permits = Unlimited()
+        self.budget = budget
         self.processes = Processes(self, max_workers or self.cores, forward)
         self._coroutines: CoroutineWorker | None = None
         self._closed = False
