@@ -42,7 +42,7 @@ from handoff_actors.events import ActorCrashed, EventBus, RuntimeFailed, log
 from handoff_actors.execution.executor import Desk, DistributedExecutor, Entry
 from handoff_actors.execution.failures import stopped_error
 from handoff_actors.execution.run import Run
-from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.run_data import FREED, RunData
 from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.execution.workers.supervisor import WorkerSupervisor
@@ -324,8 +324,10 @@ class Life(abc.ABC):
             for line in list(self.pipelines.values()):
                 line.bury(line.error())
             abandoned = system.close(max(0.2, deadline - time.monotonic()))
+            self._runs = Table()
+            held = self._desk.disband()
             if self._budget is not None:
-                self._budget.close()
+                self._budget.close(held, FREED)
             self.events.close()
         if abandoned:
             log.warning("threads_abandoned", node=self._name, threads=abandoned)

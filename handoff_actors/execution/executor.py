@@ -157,6 +157,21 @@ class Desk:
         self.results[key] = weakref.ref(result, lambda _: released.put(key))
         run.settle(result, None)
 
+    def disband(self) -> list[tuple[ExecutionResult, list[Any]]]:
+        """Forget all runs: the runtime has ended.
+
+        Returns:
+            The results that somebody holds, and the values that can be read by them.
+        """
+        entries, self.table = self.table.view, Table()
+        self.runs.newest.clear()
+        lists = {key: entry.data.values for key, entry in entries.items()}
+        for data in [entry.data for entry in entries.values() if entry.data.over]:
+            data.close()
+        del entries  # as long as it is there, it holds results too
+        found = [(key, result()) for key, result in list(self.results.items())]
+        return [(r, lists[key]) for key, r in found if r is not None and key in lists]
+
     def _release(self, data: RunData) -> None:
         data.release()
         if self.executor is not None:

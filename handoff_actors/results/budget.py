@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from handoff_actors.cluster.payload import dumps
-from handoff_actors.errors import SerializationError, describe
+from handoff_actors.errors import SerializationError, SpillError, describe
 from handoff_actors.events import EventBus, Log, SpillFailed
 from handoff_actors.results.elsewhere import Elsewhere, Placeholder
 from handoff_actors.results.sizes import deep_size_of
@@ -83,14 +83,18 @@ class Kept(list[Any]):
         self._used = bytearray(len(self))
         self._counted = bytearray(len(self))
         self.name = name
-        self.number = budget.new_number()
+        self.number = budget.admit(self)
         for index in range(new, len(self)):
             self._count(index, _get(self, index))
 
     def __getitem__(self, index: Any) -> Any:
         value = _get(self, index)
         if value.__class__ is Spilled:
-            return self._budget.read(self, index, value)
+            try:
+                return self._budget.read(self, index, value)
+            except SpillError as error:
+                del value  # the traceback of an error that is kept must not keep the file
+                raise error.with_traceback(None) from error.__cause__
         if index.__class__ is int:
             self._used[index] = 1
         return value
@@ -114,6 +118,12 @@ class Kept(list[Any]):
             return False
         _set(self, index, new)
         return True
+
+    def empty(self, gone: Any) -> None:
+        """Nobody will read what is on disk."""
+        for index, value in enumerate(list.__iter__(self)):
+            if value.__class__ is Spilled:
+                _set(self, index, gone)
 
     def peek(self, index: int) -> Any:
         """What is in the place of a value: it, or what stands for it."""
@@ -166,6 +176,7 @@ class Budget:
         self._lock = threading.Lock()
         self._working = threading.Lock()
         self._numbers = 0
+        self._lists: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
         self._held = 0
         self._stuck = 0
         self._entries: OrderedDict[tuple[int, int], _Entry] = OrderedDict()
@@ -178,10 +189,11 @@ class Budget:
         self._called = False
         self._closed = False
 
-    def new_number(self) -> int:
-        """For a list."""
+    def admit(self, kept: Kept) -> int:
+        """A list begins; its number."""
         with self._lock:
             self._numbers += 1
+            self._lists[self._numbers] = kept
             return self._numbers
 
     # Counting.
@@ -385,10 +397,22 @@ class Budget:
         count, spilled = (0, 0) if file is None else file.used()
         return self.limit, self._held, spilled, count, self._stuck, self._problem
 
-    def close(self) -> None:
-        """Spill no more. The file is there until nothing refers to a value in it."""
+    def close(self, held: Iterable[tuple[Any, Any]], gone: Any) -> None:
+        """Spill no more. The file is there until nobody can read a value in it.
+
+        Args:
+            held: who may read from a list still, and the list.
+            gone: what is put in the place of all values that are on disk and cannot be read.
+        """
+        left: set[int] = set()
+        for reader, kept in held:
+            left.add(kept.number)
+            weakref.finalize(reader, kept.empty, gone).atexit = False
         with self._lock:
             self._closed, self.over = True, False
+            for number, kept in list(self._lists.items()):
+                if number not in left:
+                    kept.empty(gone)
             self._entries.clear()
             self._unsure.clear()
             self._unspillable.clear()

@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from pickle import PickleBuffer
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 from handoff_actors.cluster.payload import Payload, loads
 from handoff_actors.errors import SpillError
@@ -31,12 +31,16 @@ class SpillFile:
     Args:
         directory: where; None is the system's for temporary files.
 
+    Attributes:
+        fd: its descriptor.
+
     Raises:
         OSError: no file can be made there.
     """
 
     def __init__(self, directory: str | None) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            self.fd = os.dup(file.fileno())
         self._lock = threading.Lock()
         self._extents = Extents()
         self._left: deque[tuple[int, int]] = deque()
@@ -72,7 +76,7 @@ class SpillFile:
             for part in parts:
                 check = zlib.crc32(part, check)
                 while part.nbytes:
-                    count = os.pwrite(self._file.fileno(), part[:_AT_ONCE], at)
+                    count = os.pwrite(self.fd, part[:_AT_ONCE], at)
                     part, at = part[count:], at + count
         except BaseException:
             self._left.append((start, total))
@@ -92,7 +96,7 @@ class SpillFile:
             view, at = memoryview(part), start
             try:
                 while view.nbytes:
-                    count = os.preadv(self._file.fileno(), [view[:_AT_ONCE]], at)
+                    count = os.preadv(self.fd, [view[:_AT_ONCE]], at)
                     if not count:
                         raise OSError("it ends too soon")
                     view, at = view[count:], at + count
@@ -115,13 +119,17 @@ class SpillFile:
         """A value is not referred to any more. For finalizers: takes no lock."""
         self._left.append((start, size))
 
+    def __del__(self) -> None:
+        if (fd := getattr(self, "fd", None)) is not None:
+            os.close(fd)
+
     def _tidy(self) -> None:
         while self._left:
             self._extents.give(*self._left.popleft())
             self._count -= 1
         if self._extents.end < self._length:
             self._length = self._extents.end
-            os.ftruncate(self._file.fileno(), self._length)
+            os.ftruncate(self.fd, self._length)
 
 
 class Spilled(Elsewhere):

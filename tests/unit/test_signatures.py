@@ -22,7 +22,8 @@ START = (
     "*, name=None, capabilities=None, listen=None, authkey=None, tls=None, insecure=False, "
     "isolation='thread', max_workers=None, max_retries=3, allocator=None, resource_tracker=None, "
     "max_retained_runs=256, max_restarts=3, max_seconds=5.0, heartbeat_timeout=5.0, "
-    "node_return_timeout=30.0, shutdown_timeout=5.0, on_failure=None"
+    "node_return_timeout=30.0, shutdown_timeout=5.0, on_failure=None, "
+    "memory_limit=None, spill_directory=None"
 )
 FACE = {
     "new": "id=None",
@@ -147,6 +148,7 @@ def test_what_a_run_and_its_outcome_have() -> None:
 
 
 HIERARCHY = {
+    "SpillError": "HandoffError",
     "NotStartedError": "HandoffError",
     "AlreadyStartedError": "HandoffError",
     "RuntimeFailedError": "HandoffError",
