@@ -35,7 +35,7 @@ home.subscribe(lambda e: print("event", type(e).__name__, e.node, flush=True), n
 finished = []
 home.subscribe(lambda e: finished.extend(e.function_ids), [events.FunctionsFinished])
 for other in others:
-    handoff.connect(other)
+    handoff.connect(other, timeout=3.0)
 
 
 def work(name, *args):
@@ -233,7 +233,7 @@ def exchange(k):
     say(n1=found["seen 1"][1], n2=found["seen 2"][1], seconds=time.monotonic() - began)
 
 
-for k in range(3):
+for k in range(2):
     exchange(k)
     input()
     """)
@@ -248,12 +248,6 @@ for k in range(3):
     home.tell()
     whole = said(home, 2)
     assert (whole["n1"], whole["n2"]) == (["home", "n2"], ["home", "n1"])
-    wires.cut("n1", "n2")
-    for name, other in (("n1", "n2"), ("n2", "n1")):
-        net.nodes[name].wait_for(f"WARNING node_down .*peer='{other}'")
-    home.tell()
-    again = said(home, 3)
-    assert (again["n1"], again["n2"]) == (["home"], ["home"])
     assert not [line for line in home.lines if "NodeDown" in line]
     home.tell()
     assert home.process.wait(20) == 0

@@ -26,7 +26,8 @@ DOOMED = """
     from handoff_actors import DAG, Function
 
     address, folder = sys.argv[1:]
-    handoff.start(name="doomed", capabilities={"cpu": 1}, authkey="KEY")
+    handoff.start(name="doomed", capabilities={"cpu": 1}, authkey="KEY",
+                  heartbeat_timeout=2.0)
     handoff.connect(address)
 
 
@@ -80,7 +81,18 @@ def programs(leaks: Any) -> Iterator[list[Program]]:
 def node(programs: list[Program]) -> Program:
     """A node that belongs to nobody, with three cpus."""
     program = Program(
-        [sys.executable, "-m", "handoff_actors", "node", "--name", "n", "--cpu", "3"],
+        [
+            sys.executable,
+            "-m",
+            "handoff_actors",
+            "node",
+            "--name",
+            "n",
+            "--cpu",
+            "3",
+            "--heartbeat-timeout",
+            "2",
+        ],
         {"HANDOFF_AUTHKEY": KEY},
     )
     programs.append(program)
@@ -103,7 +115,7 @@ def test_a_node_cancels_and_frees_what_it_had_for_an_orchestrator_that_is_gone(
     how: signal.Signals,
 ) -> None:
     address = node.wait_for(r"node n listens on (\S+)")[1]
-    other = make_runtime(name="other", authkey=KEY, capabilities={"cpu": 1}, heartbeat_timeout=5.0)
+    other = make_runtime(name="other", authkey=KEY, capabilities={"cpu": 1}, heartbeat_timeout=2.0)
     other.connect(address)
 
     class Undisturbed:
@@ -141,7 +153,7 @@ def test_a_node_cancels_and_frees_what_it_had_for_an_orchestrator_that_is_gone(
     # What it holds is what the other run has; the values are gone; what waited never began.
     until(lambda: other.node_info("n").available["cpu"] == 2)
     until(lambda: marks(tmp_path, "freed"))
-    assert time.monotonic() - began < (2.0 if how is signal.SIGKILL else 8.0)
+    assert time.monotonic() - began < (2.0 if how is signal.SIGKILL else 6.0)
     assert not marks(tmp_path, "queued")
     assert not run.done()
     again = DAG("again")

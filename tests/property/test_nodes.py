@@ -70,7 +70,7 @@ def sequential(dag):
 mischief = st.lists(
     st.tuples(
         st.sampled_from([0.0, 0.001, 0.005, 0.01]),
-        st.sampled_from(["kill", "kill", "suspect", "cut b c", "crash"]),
+        st.sampled_from(["kill", "kill", "suspect", "cut b c", "part", "late", "crash"]),
         st.sampled_from(NODES),
     ),
     max_size=4,
@@ -127,6 +127,15 @@ def test_any_run_gives_the_sequential_results(cluster, dag, doings, keep, strate
             net.back(name)
         elif what == "cut b c" and "c" in net.nodes["b"].linked:
             net.cut("b", "c")
+        elif what == "part" and name in net.nodes["a"].linked:
+            # What it runs ends in vain: nobody hears of it, or it is superseded by then.
+            net.cut("a", name)
+            time.sleep(delay)
+            net.heal("a", name)
+        elif what == "late" and name in net.nodes["a"].linked:
+            net.hold(name, "a")
+            time.sleep(delay)
+            net.release(name, "a")
         elif what == "crash":
             ref = a.whereis(run._data.name)
             if ref is not None:
