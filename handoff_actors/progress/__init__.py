@@ -114,9 +114,18 @@ def show(runtime: Runtime, data: RunData, run: Run, progress: Any) -> None:
             if line:
                 display.tell(line)
 
+    over = False
+
     def end(state: str) -> None:
-        subscription.cancel()
-        display(Progress(data.plan.n, data.finished, state))
+        nonlocal over
+        if over:
+            return
+        over = True
+        try:
+            display(Progress(data.plan.n, data.finished, state))
+        finally:
+            # Not before: who waits for the events to be told waits for the display's end.
+            subscription.cancel()
 
     kinds = (FunctionsFinished, RunFinished, _Settled, *_TOLD)
     subscription = runtime.subscribe(follow, kinds)

@@ -68,13 +68,15 @@ class Screen:
             if self._live is None or bar not in self._bars:
                 return
             self._bars.remove(bar)
-            end = Text(f"  {bar.view.end(bar.state)}", style="dim")
-            self._live.console.print(_bar(bar, bar.view.shot()), end)
-            self._draw()
+            live = self._live
             if not self._bars:
-                self._live.stop()
-                self._live = None
+                # It takes its bars away before anything else is printed: later it could not.
                 ticker.remove(self._draw)
+                live.stop()
+                self._live = None
+            end = Text(f"  {bar.view.end(bar.state)}", style="dim")
+            live.console.print(_bar(bar, bar.view.shot()), end)
+            self._draw()
 
     def tell(self, bar: Bar, line: str) -> None:
         """A line above the bars."""

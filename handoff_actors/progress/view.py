@@ -63,7 +63,7 @@ class Shot:
         """The states in words."""
         parts = [f"{self.running} running", f"{self.ready} ready", f"{self.waiting} waiting"]
         if self.failed:
-            parts.append(f"{self.failed} attempts failed")
+            parts.append(f"{self.failed} attempt{'' if self.failed == 1 else 's'} failed")
         return ", ".join(parts)
 
     def pace(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import re
 import sys
 import threading
 import weakref
@@ -219,7 +220,7 @@ def test_the_bar_on_a_terminal(runtime, eventually, monkeypatch):
     assert "run [red] 40" in drawn  # an id is no markup
     assert "40/40" in drawn
     assert "60/60" in drawn
-    assert drawn.rstrip().endswith("\x1b[?25h")  # the cursor is back
+    assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")  # the cursor is back
     mine = {t for t in threading.enumerate() if t.name.startswith("handoff")}
     eventually(lambda: set(threading.enumerate()) <= before | mine)
 
@@ -270,9 +271,70 @@ def test_the_screen_says_what_runs_and_what_went_wrong(runtime, eventually, monk
     no_subscription(runtime, eventually)
     drawn = stderr.getvalue()
     assert "flaky [red]: attempt 1 failed, again at once: ValueError('no [answer]')" in drawn
-    assert "1 running, 0 ready, 0 waiting, 1 attempts failed" in drawn
+    assert "1 running, 0 ready, 0 waiting, 1 attempt failed" in drawn
     assert "succeeded: 1/1 functions in " in drawn
     eventually(lambda: "handoff-progress" not in {t.name for t in threading.enumerate()})
+
+
+def test_execute_returns_when_the_display_has_ended(runtime, eventually, monkeypatch):
+    """Or what the caller prints next is drawn over."""
+    order, remove = [], screens.Screen.remove
+
+    def slowly(screen, bar):
+        threading.Event().wait(0.1)
+        remove(screen, bar)
+        order.append("the display has ended")
+
+    monkeypatch.setattr(screens.Screen, "remove", slowly)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm-256color")
+    runtime.execute(chain(2), progress=True)
+    order.append("the caller goes on")
+    no_subscription(runtime, eventually)
+    assert order == ["the display has ended", "the caller goes on"]
+
+
+def seen(written):
+    """The lines that a terminal shows after this was written to it."""
+    lines, row = [""], 0
+    for part in re.split(r"(\x1b\[[?0-9;]*[A-Za-z]|\n|\r)", written):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif match := re.fullmatch(r"\x1b\[(\d*)([AK])", part):
+            if match[2] == "A":
+                row = max(0, row - int(match[1] or 1))
+            else:
+                lines[row] = ""
+        elif part and part != "\r" and not part.startswith("\x1b"):
+            lines[row] += part
+    return [line.strip() for line in lines if line.strip()]
+
+
+def test_when_a_run_is_over_only_its_last_lines_are_on_the_terminal(
+    runtime, eventually, monkeypatch
+):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    begun, go_on = threading.Event(), threading.Event()
+    dag = chain(3, lambda *_: begun.set() or go_on.wait(DEADLINE), id="seen")
+    run = runtime.submit(dag, progress=True)
+    try:
+        assert begun.wait(DEADLINE)
+        eventually(lambda: "0/3" in " ".join(seen(terminal.getvalue())))
+        eventually(lambda: "1 running" in " ".join(seen(terminal.getvalue())))
+    finally:
+        go_on.set()
+    run.result(DEADLINE)
+    no_subscription(runtime, eventually)
+    print("the result")
+    lines = seen(terminal.getvalue())
+    assert lines[0].startswith("seen")
+    assert lines[0].endswith("3/3 succeeded")
+    assert lines[1].startswith("succeeded: 3/3 functions in ")
+    assert lines[2:] == ["the result"]
 
 
 def test_a_log_gets_plain_lines(runtime, eventually, monkeypatch, tmp_path):
