@@ -6,6 +6,7 @@ Running DAGs is here; its values, its nodes and its status are in ``runtime_valu
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -18,11 +19,11 @@ from handoff_actors.errors import (
     ValueNotFoundError,
     describe,
 )
-from handoff_actors.execution.admission import prepare
+from handoff_actors.execution.admission import prepare, usual_options
 from handoff_actors.execution.context import Context, current
 from handoff_actors.execution.executor import Admit
 from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
-from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.run_data import RunData, RunOptions
 from handoff_actors.execution.synchronous import run_here
 from handoff_actors.execution.workers.processes import Submitted
 from handoff_actors.execution.workers.roster import Workers
@@ -173,6 +174,11 @@ class Runtime(Status):
         run, data, synchronous = self._make(dag, options, local)
         self._admit(run, data, synchronous, wait)
         return run
+
+    @functools.cached_property
+    def usual(self) -> tuple[Mapping[str, Any], RunOptions]:
+        """The arguments of a run when none are given, and how it is run then on one node."""
+        return SUBMIT_DEFAULTS, usual_options(self.options)
 
     def _make(self, dag: DAG, options: SubmitOptions, local: bool) -> tuple[Run, RunData, bool]:
         """A run that nobody knows of yet, and whether it is to be run by its caller."""

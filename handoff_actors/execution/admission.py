@@ -33,6 +33,10 @@ class Home(Protocol):
     options: Any
 
     @property
+    def usual(self) -> tuple[Mapping[str, Any], RunOptions]:
+        """The arguments of a run when none are given, and how it is run then on one node."""
+
+    @property
     def workers(self) -> Workers:
         """Its workers."""
 
@@ -73,17 +77,19 @@ def prepare(
     inputs = given["inputs"]
     values = {} if inputs is None and not plan.n_inputs else _inputs(plan, inputs, dag_id)
     hub = None if local else home.hub()
-    usual = home.options
-    strategy = given["allocation_strategy"]
-    options = RunOptions(
-        _count("max_retries", given["max_retries"], 0, usual.max_retries),
-        _count("max_concurrency", given["max_concurrency"], 1, None),
-        _seconds(given["timeout"]),
-        _keep(plan, given["keep"], dag_id),
-        usual.isolation,
-        _allocator(strategy, usual.allocator, local, hub is not None),
-        local,
-    )
+    defaults, options = home.usual
+    if given is not defaults or local or hub is not None:
+        usual = home.options
+        strategy = given["allocation_strategy"]
+        options = RunOptions(
+            _count("max_retries", given["max_retries"], 0, usual.max_retries),
+            _count("max_concurrency", given["max_concurrency"], 1, None),
+            _seconds(given["timeout"]),
+            _keep(plan, given["keep"], dag_id),
+            usual.isolation,
+            _allocator(strategy, usual.allocator, local, hub is not None),
+            local,
+        )
     if not local:
         others = {} if hub is None else hub.offered()
         check_feasible(plan, home.node(), home.offered(), dag_id, others)
@@ -97,6 +103,15 @@ def prepare(
     data.submitted = perf_counter()
     run.bind(data)
     return run, data
+
+
+def usual_options(runtime: Any) -> RunOptions:
+    """How a run is run on one node when nothing is said of it, by the options of its runtime."""
+    return RunOptions(
+        runtime.max_retries,
+        isolation=runtime.isolation,
+        allocator=_allocator(None, runtime.allocator, False, False),
+    )
 
 
 def _inputs(

@@ -32,9 +32,17 @@ _LINGER = 0.001
 """Seconds a lane that found nothing to do waits for more, while others of its run are at work."""
 
 
+class _Row(threading.local):
+    def __init__(self) -> None:
+        self.name = f"thread {threading.current_thread().name.rpartition('-')[2]}"
+
+
+_row = _Row()
+
+
 def thread_row() -> str:
     """What the timeline calls the thread that runs this."""
-    return f"thread {threading.current_thread().name.rpartition('-')[2]}"
+    return _row.name
 
 
 class ThreadLane:
