@@ -98,7 +98,8 @@ from handoff_actors.errors import (
 )
 from handoff_actors.events import Subscription
 from handoff_actors.execution.context import Context, current
-from handoff_actors.execution.run import ExecutionResult, Progress, Run, Timing
+from handoff_actors.execution.result import ExecutionResult, Timing
+from handoff_actors.execution.run import Progress, Run
 from handoff_actors.futures import Executor
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.function import Argument, Collocated, Function

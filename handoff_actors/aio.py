@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 from handoff_actors import default
 from handoff_actors.execution.context import Context, place
 from handoff_actors.execution.context import current as attempt
-from handoff_actors.execution.run import ExecutionResult, Run
+from handoff_actors.execution.result import ExecutionResult
+from handoff_actors.execution.run import Run
 from handoff_actors.graph.dag import DAG
 from handoff_actors.runtime import STREAM_DEFAULTS, SUBMIT_DEFAULTS, StreamOptions, SubmitOptions
 from handoff_actors.signatures import shown

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from handoff_actors.errors import AlreadyStartedError, HandoffError, NotStartedError
 from handoff_actors.events import Event, Subscription
 from handoff_actors.execution.context import place
-from handoff_actors.execution.run import ExecutionResult, Run
+from handoff_actors.execution.result import ExecutionResult
+from handoff_actors.execution.run import Run
 from handoff_actors.graph.dag import DAG
 from handoff_actors.options import START_DEFAULTS, StartOptions
 from handoff_actors.runtime import (

@@ -22,7 +22,8 @@ from handoff_actors.errors import (
 from handoff_actors.execution.admission import prepare, usual_options
 from handoff_actors.execution.context import Context, current
 from handoff_actors.execution.executor import Admit
-from handoff_actors.execution.run import ExecutionResult, Progress, Run, RunHandle
+from handoff_actors.execution.result import ExecutionResult
+from handoff_actors.execution.run import Progress, Run, RunHandle
 from handoff_actors.execution.run_data import RunData, RunOptions
 from handoff_actors.execution.synchronous import run_here
 from handoff_actors.execution.workers.processes import Submitted

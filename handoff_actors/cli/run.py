@@ -17,7 +17,7 @@ from handoff_actors.cli.loading import load, target
 from handoff_actors.errors import HandoffError, MissingInputError, describe
 
 if TYPE_CHECKING:
-    from handoff_actors.execution.run import ExecutionResult
+    from handoff_actors.execution.result import ExecutionResult
     from handoff_actors.graph.dag import DAG
 
 

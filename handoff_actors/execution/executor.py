@@ -24,7 +24,8 @@ from handoff_actors.errors import (
 )
 from handoff_actors.events import RunFinished, RunStarted
 from handoff_actors.execution.failures import stopped_error
-from handoff_actors.execution.run import ExecutionResult, Run
+from handoff_actors.execution.result import ExecutionResult
+from handoff_actors.execution.run import Run
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.starting import Starter
 from handoff_actors.execution.workers.roster import Workers

@@ -12,7 +12,7 @@ from handoff_actors.errors import describe
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 
 if TYPE_CHECKING:
-    from handoff_actors.execution.run import ExecutionResult
+    from handoff_actors.execution.result import ExecutionResult
 
 _SLOWEST = 8
 _PATH = 12

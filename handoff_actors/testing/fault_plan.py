@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Unpack
 
 from handoff_actors.errors import ConfigurationError, HandoffError, describe
 from handoff_actors.execution.context import current
-from handoff_actors.execution.run import ExecutionResult
+from handoff_actors.execution.result import ExecutionResult
 from handoff_actors.graph.callables import is_coroutine_callable, resolve_code
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.function import Function
