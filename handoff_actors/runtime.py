@@ -191,18 +191,23 @@ class Runtime(Status):
             )
         self._ref("distributed_executor")
         run, data = prepare(self, dag, next(self._keys), given, local)
-        if not (synchronous or local) and (hub := self.hub()) is not None:
-            hub.send_abroad(data)
-        if (checkpoint := given["checkpoint"]) is not None:
-            from handoff_actors.execution.restoring import restore
+        try:
+            if not (synchronous or local) and (hub := self.hub()) is not None:
+                hub.send_abroad(data)
+            if (checkpoint := given["checkpoint"]) is not None:
+                from handoff_actors.execution.restoring import restore
 
-            restore(checkpoint, dag, data, run, self._workers)
-        if self.telemetry is not None:
-            self.telemetry.began(data, run)
-        if progress is not None and progress is not False:
-            from handoff_actors.progress import show
+                restore(checkpoint, dag, data, run, self._workers)
+            if self.telemetry is not None:
+                self.telemetry.began(data, run)
+            if progress is not None and progress is not False:
+                from handoff_actors.progress import show
 
-            show(self, data, run, progress)
+                show(self, data, run, progress)
+        except BaseException as error:  # Ctrl-C too: what follows the run must let go of it
+            run.settle(None, error)
+            data.leave_nodes()
+            raise
         return run, data, synchronous
 
     def _admit(self, run: Run, data: RunData, synchronous: bool, wait: bool) -> None:
@@ -210,8 +215,12 @@ class Runtime(Status):
         if wait or synchronous:
             try:
                 executor.call(Admit(data, run, here=synchronous))
-            except HandoffError as error:
-                run.end(error)  # it may have been admitted all the same, and nobody would know it
+            except BaseException as error:
+                # It may have been admitted all the same, and nobody would know it.
+                if not isinstance(error, HandoffError):
+                    run.cancel()
+                    raise
+                run.end(error)
                 if isinstance(error, AlreadyRunningError):
                     data.leave_nodes()
                 raise

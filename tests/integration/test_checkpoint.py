@@ -391,6 +391,26 @@ def test_the_file_is_free_however_the_run_ends(runtime: handoff.Runtime, tmp_pat
     assert runtime.execute(dag, checkpoint=tmp_path / "third").results["f"] is True
 
 
+def test_the_file_is_free_when_the_run_is_refused_or_interrupted_before_it_begins(
+    runtime: handoff.Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c"
+    dag = handoff.new("d").add_function(Function("f", (), lambda: 1))
+    for execute in (runtime.execute, runtime.submit):
+        with pytest.raises(handoff.ConfigurationError, match="progress must be"):
+            execute(dag, checkpoint=file, progress=3)  # type: ignore[arg-type]
+
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        for place in ("handoff_actors.progress.show", "handoff_actors.runtime.Admit"):
+            with monkeypatch.context() as patch:
+                patch.setattr(place, interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    execute(dag, checkpoint=file, progress=lambda _: None)
+    assert runtime.execute(dag, checkpoint=file).results["f"] == 1
+
+
 def test_crashes_do_not_keep_results_from_the_file(
     make_runtime: Any, tmp_path: Path, log: Any
 ) -> None:
