@@ -5,21 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import (
-    Callable,
-    Generator,
-    Hashable,
-    Iterator,
-)
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from handoff_actors.actors.latches import heard, passed
-from handoff_actors.errors import (
-    NotStartedError,
-    RunCancelledError,
-)
+from handoff_actors.errors import NotStartedError, RunCancelledError
 from handoff_actors.execution.context import place
 from handoff_actors.execution.result import ExecutionResult
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
