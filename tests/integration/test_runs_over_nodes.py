@@ -183,6 +183,22 @@ def test_an_allocator_of_one_s_own_decides(nodes):
         a.execute(dag, allocation_strategy=Wrong())
 
 
+@pytest.mark.parametrize("pin", ["a", "b"])
+def test_what_other_runs_of_this_node_hold_counts_at_once(nodes, pin):
+    a, _b = nodes("a", "b")
+    other = {"a": "b", "b": "a"}[pin]
+    dag = DAG("d").add_function(Function("x", code=where, cost={"cpu": 1}))
+    for i in range(5):
+        gate = Gate()
+        busy = DAG(i).add_function(Function("f", code=gate, node=pin, cost={"cpu": 1}))
+        run = a.submit(busy)
+        gate.wait()
+        assert a.execute(dag, allocation_strategy="load_balanced").results["x"] == other
+        gate.opened.set()
+        assert run.result(20).results["f"] == pin
+        assert a.execute(dag).results["x"] == "a"
+
+
 def test_a_cancelled_run_is_cancelled_on_every_node(nodes, claims_at_zero):
     a, b = nodes("a", "b")
     gate, seen = Gate(), []

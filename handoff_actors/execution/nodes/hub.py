@@ -174,16 +174,18 @@ class Hub:
         """What a node offers and what others than a run hold there; None if it has not said."""
         key = abroad.data.key
         if name == self.node:
-            return self._offered_here(), self._sum(owner for owner in self._held if owner != key)
-        peer = self.peer(name)
-        if peer is None:
-            return None
-        said = self._capacities.get(peer.session)
-        if said is None:
-            # What it offers is known as soon as it is up, what of it is free a little later.
-            said = (to_micro(peer.facts.get("capabilities", {}), "capabilities"), {})
-        total, others = said
-        sums = dict(others)
+            total = self._offered_here()
+            sums = self._sum(owner for owner in self._held if owner not in self.running)
+        else:
+            peer = self.peer(name)
+            if peer is None:
+                return None
+            said = self._capacities.get(peer.session)
+            if said is None:
+                # What it offers is known as soon as it is up, what of it is free a little later.
+                said = (to_micro(peer.facts.get("capabilities", {}), "capabilities"), {})
+            total, sums = said[0], dict(said[1])
+        # What others have said is a little old; what runs of this node have placed is not.
         for other_key, other in list(self.running.items()):
             if other_key != key and not other.data.over:
                 for resource, amount in other.spread.charges(name).items():
