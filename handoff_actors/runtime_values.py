@@ -17,6 +17,7 @@ from handoff_actors.errors import (
 )
 from handoff_actors.execution.context import place
 from handoff_actors.execution.executor import Discard
+from handoff_actors.execution.run_data import MISSING
 from handoff_actors.life import Life
 from handoff_actors.results.distributed import (
     ClearEverywhere,
@@ -138,14 +139,30 @@ class Values(Life):
         check_ids(dag_id, id)
         store = self._ref("result_store")
         self._desk.settle()
-        found = store.call(Get(dag_id, id))
-        if issubclass(type(found), Unread) and not found.is_here:
+        try:
+            found = store.call(Get(dag_id, id))
+        except ValueNotFoundError:
+            made = self._made_for_others(dag_id, id)
+            if made is MISSING:
+                raise
+            return made
+        if self._makes(dag_id, id) not in (None, self._name):
             raise ValueNotFoundError(
                 f"value {id!r} of DAG {dag_id!r} is on another node: use get_value() to fetch it",
                 dag_id=dag_id,
                 value_id=id,
             )
         return _read(found)
+
+    def _made_for_others(self, dag_id: Hashable, id_: Hashable) -> Any:
+        """What a run of another node has made here, if that is its newest; else ``MISSING``."""
+        hub = self._hub
+        if hub is None or self._far is None:
+            return MISSING
+        value, goes_on = hub.made_here(dag_id, id_)
+        if value is MISSING or goes_on or self._far.locate(dag_id, id_) == self._name:
+            return value
+        return MISSING
 
     def get_value(self, dag_id: Hashable, id: Hashable, from_node: str | None = None) -> Any:  # noqa: A002
         """A value, fetched from ``from_node`` or from wherever it is.
@@ -162,13 +179,18 @@ class Values(Life):
         far = self._far
         if far is None:
             return _read(store.call(Fetch(dag_id, id, from_node)))
-        if from_node is None or from_node == self._name:
+        if from_node is None or from_node == self._name or self._makes(dag_id, id) == from_node:
             found = self._values_here(dag_id, (id,))
             if id in found:
                 return found[id]
+            made = self._made_for_others(dag_id, id)
+            if made is not MISSING:
+                return made
         node = from_node or self._registered(dag_id, id)
         if node is not None and node != self._name:
             found = far.from_node(node, dag_id, (id,))
+            if id not in found and far.locate(dag_id, id) == node:
+                found = far.from_all(dag_id, (id,))  # whose run made it there knows the way
         elif node is None:
             found = far.from_all(dag_id, (id,))
         if id not in found:
@@ -238,14 +260,18 @@ class Values(Life):
             )
         return node
 
+    def _makes(self, dag_id: Hashable, id_: Hashable) -> str | None:
+        """The node on which the newest run of this node has made a value."""
+        run = self._desk.runs.newest.get(dag_id)
+        return None if run is None else run.made_at(id_)
+
     def _locate_here(self, dag_id: Hashable, id_: Hashable) -> str | None:
         """The node of a value, as far as this one knows."""
         try:
             node = str(self._ref("distributed_result_store").call(Locate(dag_id, id_)))
         except ValueNotFoundError:
             return None
-        run = self._desk.runs.newest.get(dag_id)
-        made_at: str | None = None if run is None else run.made_at(id_)
+        made_at = self._makes(dag_id, id_)
         return made_at if made_at is not None and node == self._name else node
 
     def clear(self, dag_id: Hashable) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import DAG, Function, NodeDownError, ResultTimeoutError, ValueNotFoundError
-from tests.gates import until
+from tests.gates import Gate, until
 
 
 @pytest.fixture
@@ -53,6 +53,40 @@ def test_what_a_run_made_elsewhere_is_found_by_every_node(three):
         assert node.lookup_data_location("d", "y") == "a"
     assert set(c.synchronize("d", ["x", "y", "z"])) == {"x", "y"}
     del result
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+def test_what_a_run_made_is_local_where_it_was_made_and_nowhere_else(three, size):
+    a, b, c = three
+    gate = Gate()
+
+    def local(_):
+        return len(handoff.get_local_value("d", "x")), len(handoff.get_value("d", "x"))
+
+    dag = DAG("d").add_function(Function("x", code=lambda: b"x" * size, node="b"))
+    dag.add_function(Function("there", ["x"], local, node="b", max_retries=0))
+    dag.add_function(Function("copy", ["x"], len, node="c"))
+    dag.add_function(Function("gate", ["there", "copy"], gate, node="a"))
+    run = a.submit(dag)
+    gate.wait()
+    for over in (False, True):
+        assert len(b.get_local_value("d", "x")) == size
+        for node in (a, b, c):
+            assert len(node.get_value("d", "x", from_node="b")) == size
+            if node is not b:
+                with pytest.raises(ValueNotFoundError):
+                    node.get_local_value("d", "x")
+        gate.opened.set()
+        if not over:
+            result = run.result(20)
+    assert result.results["there"] == (size, size)
+    again = DAG("d").add_function(Function("x", code=lambda: b"new", node="c"))
+    newer = a.execute(again)
+    assert c.get_local_value("d", "x") == b"new"
+    with pytest.raises(ValueNotFoundError):
+        b.get_local_value("d", "x")  # what it has is an older run's
+    newer.release()
+    result.release()
 
 
 def test_one_waits_for_a_value_that_another_node_makes(three, spawn):

@@ -121,6 +121,24 @@ class GuestData(RunData):
         """How many values are here."""
         return sum(value is not MISSING and value is not FREED for value in self.values)
 
+    def made(self, id_: Hashable) -> Any:
+        """What a function of the run has returned here; ``MISSING`` if it has not, or no more."""
+        n, ids = self.plan.n, self.plan.ids
+        for i in range(n):
+            if self.ends[i] and ids[i] == id_:
+                break
+        else:
+            return MISSING
+        value = self.peek(i)
+        if value is MISSING:
+            for token, done in list(self.done):  # the strand has not come to it yet
+                if token % n == i:
+                    return done
+        if isinstance(value, Carried | Located):
+            return MISSING
+        value = self.values[i]
+        return MISSING if value is FREED else value
+
     def crew(self) -> tuple[array[int], array[int], list[str]]:
         """Who ran what here: functions, the numbers of their workers, the names of these."""
         by = self.trail.by

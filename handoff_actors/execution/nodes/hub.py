@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -51,7 +51,7 @@ from handoff_actors.execution.nodes.messages import (
     RunName,
     ValueKey,
 )
-from handoff_actors.execution.run_data import RunData
+from handoff_actors.execution.run_data import MISSING, RunData
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.capabilities import from_micro, to_micro
 from handoff_actors.resources.tracker import Claims
@@ -174,7 +174,7 @@ class Hub:
         """What a node offers and what others than a run hold there; None if it has not said."""
         key = abroad.data.key
         if name == self.node:
-            total = self._offered_here()
+            total: Amounts = self._offered_here()
             sums = self._sum(owner for owner in self._held if owner not in self.running)
         else:
             peer = self.peer(name)
@@ -310,6 +310,19 @@ class Hub:
         guest.ref = ref
         self.workers.system.names.register(ref)
         ref.when_gone(lambda reason: self._guest_gone(mark, guest, reason))
+
+    def made_here(self, dag_id: Hashable, id_: Hashable) -> tuple[Any, bool]:
+        """What a function of another node's run has returned here, and whether that run goes on.
+
+        Of several runs of that name it is one that goes on, else the last. ``MISSING`` is no value.
+        """
+        found: tuple[Any, bool] = (MISSING, False)
+        for guest in list(self.guests.values()):
+            if guest.dag_id == dag_id and not (found[1] and guest.stopping):
+                value = guest.made(id_)
+                if value is not MISSING:
+                    found = value, not guest.stopping
+        return found
 
     def _guest_gone(self, mark: tuple[str, int], guest: GuestData, reason: Reason) -> None:
         if self.guests.get(mark) is guest:
