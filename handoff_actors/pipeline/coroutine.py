@@ -97,11 +97,10 @@ class CoroutineWorker:
     async def _work(self, code: StageCode) -> None:
         crew, woken = self.crew, self._woken
         assert woken is not None
-        most = 1 if crew.in_turn or crew.call.batching else _IN_FLIGHT
         call = self._timed(code.async_caller())
         while True:
             woken.clear()
-            room = most - len(self._flying)
+            room = self._room()
             taken = crew.exchange(self._done, self._failed, room, self._wake)
             if taken is None:
                 return
@@ -117,6 +116,16 @@ class CoroutineWorker:
                 if room > len(taken):
                     continue  # there may be more
             await woken.wait()
+
+    def _room(self) -> int:
+        """How many more items it may have now."""
+        crew, flying = self.crew, len(self._flying)
+        if not crew.in_turn and not crew.call.batching:
+            return _IN_FLIGHT - flying
+        if flying:
+            return 0
+        # Several would wait for their turn here, though other workers could have them.
+        return 1 if crew.call.batching or len(crew.workers) > 1 else crew.limit()
 
     def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         context = self._context.copy()  # and not that of the code which may be running
@@ -146,7 +155,7 @@ class CoroutineWorker:
         followed, mark = False, clock()
         while held:
             seq, payload = held.popleft()
-            if held and not followed:
+            if held and not followed and not self.crew.in_turn:
                 # It runs when this one waits for the first time, and ends at once if all is done.
                 followed = True
                 self._begin(self._lane(call))
