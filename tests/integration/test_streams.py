@@ -221,6 +221,22 @@ def test_a_stage_lends_what_it_holds_to_runs_it_waits_for(
         assert list(pipeline.map(range(3))) == [20, 21, 22]
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_stage_lends_while_it_waits_for_a_value(
+    runtime: handoff.Runtime, claims_at_zero: Any, isolation: str
+) -> None:
+    def waits(x: int) -> int:
+        return x + handoff.get_result("other", "n", timeout=20.0)
+
+    other = handoff.new("other")
+    other.add_function(Function("n", (), lambda: 10, cost={"cpu": 1}))
+    dag = chain(waits, cost={"cpu": 2}, isolation=isolation)
+    with claimed(runtime, claims_at_zero), runtime.stream(dag) as pipeline:
+        run = runtime.submit(other)
+        assert list(pipeline.map([1])) == [11]
+        assert run.result(10).results["n"] == 10
+
+
 def test_the_workers_of_a_stage_lend_each_its_own(
     runtime: handoff.Runtime, claims_at_zero: Any
 ) -> None:
