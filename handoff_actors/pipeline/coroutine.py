@@ -172,7 +172,8 @@ class CoroutineWorker:
             self._ended(began, seq)
             if task.cancelling():
                 # By the code itself: that may yet come out of the next one's first wait.
-                self._begin(self._lane(call))
+                if self._loop is not None:
+                    self._begin(self._lane(call))
                 return
             if clock() - mark > PASS_ON:
                 await asyncio.sleep(0)  # results are passed on, and others want the loop too
