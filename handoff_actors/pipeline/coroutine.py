@@ -110,9 +110,11 @@ class CoroutineWorker:
                 self._flying.update(taken)
                 if crew.call.batching:
                     self._begin(self._batch(code, taken))
+                elif crew.in_turn:
+                    self._begin(self._lane(call, deque(taken)))
                 else:
                     self._held.extend(taken)
-                    self._begin(self._lane(call))
+                    self._begin(self._lane(call, self._held))
                 if room > len(taken):
                     continue  # there may be more
             await woken.wait()
@@ -145,20 +147,23 @@ class CoroutineWorker:
         if self._woken is not None:
             self._woken.set()
 
-    async def _lane(self, call: Callable[[Any], Awaitable[Any]]) -> None:
-        """Items one after another; while one of them waits, another lane goes on with the rest."""
-        held, done = self._held, self._done
+    async def _lane(self, call: Callable[[Any], Awaitable[Any]], held: deque[Entry]) -> None:
+        """Items one after another; while one of them waits, another lane goes on with the rest.
+
+        Unless they go in turn: then it has those that are ``held`` for itself.
+        """
+        done = self._done
         here = _Place(self)
         place.set(here)
         task = asyncio.current_task()
         assert task is not None
-        followed, mark = False, clock()
+        followed, mark = self.crew.in_turn, clock()
         while held:
             seq, payload = held.popleft()
-            if held and not followed and not self.crew.in_turn:
+            if held and not followed:
                 # It runs when this one waits for the first time, and ends at once if all is done.
                 followed = True
-                self._begin(self._lane(call))
+                self._begin(self._lane(call, held))
             here.seq = seq
             began = clock()
             try:
@@ -173,7 +178,7 @@ class CoroutineWorker:
             if task.cancelling():
                 # By the code itself: that may yet come out of the next one's first wait.
                 if self._loop is not None:
-                    self._begin(self._lane(call))
+                    self._begin(self._lane(call, held))
                 return
             if clock() - mark > PASS_ON:
                 await asyncio.sleep(0)  # results are passed on, and others want the loop too
