@@ -262,6 +262,11 @@ class OwnLedger:
         except BaseException as error:
             log.error("tracker_raised", tracker=describe(self._tracker), exc_info=error)
 
+    def close(self) -> None:
+        """Nobody will release what is held."""
+        for claim_id in list(self._theirs):
+            self._give_back(claim_id)
+
     def _withdraw(self, owner: Hashable) -> None:
         for key, wish in list(self._wishes.items()):
             if key[0] == owner:

@@ -195,6 +195,11 @@ class ResourceTracker(Actor):
             self._tell_all(view.get("untold", deque()))
             self.ref.cast(Poll())
 
+    def terminate(self, reason: Reason) -> None:
+        """The runtime stops: what a tracker of the user's own gave goes back to it."""
+        if reason is Exit.SHUTDOWN and self._own is not None:
+            self._own.close()
+
     def handle(self, message: Any) -> Any:
         """See the messages."""
         handler = self._handlers.get(type(message))

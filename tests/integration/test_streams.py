@@ -109,6 +109,25 @@ def test_coroutines_are_many_in_flight_and_keep_state_in_turn(runtime: handoff.R
     assert sorted(state for _, state in results) == list(range(9))
 
 
+def test_a_coroutine_with_state_is_at_one_item(runtime: handoff.Runtime) -> None:
+    """Also when its worker has several, and lets others go on between them."""
+    at_work = 0
+
+    async def code(state: int, x: int) -> tuple[int, int]:
+        nonlocal at_work
+        at_work += 1
+        assert at_work == 1
+        time.sleep(0.0006)
+        await asyncio.sleep(0)
+        at_work -= 1
+        assert state == x
+        return x, x + 1
+
+    dag = line(Function("count", ["x"], code, init=int))
+    with runtime.stream(dag) as pipeline:
+        assert list(pipeline.map(range(100))) == list(range(100))
+
+
 def test_what_coroutines_do_to_their_task_and_loop_is_theirs(runtime: handoff.Runtime) -> None:
     """One that cancels itself fails alone; one that stops the loop costs nobody an output."""
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=-1)
