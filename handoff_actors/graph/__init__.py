@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handoff_actors.graph.callables import is_coroutine_callable, resolve_code
+from handoff_actors.graph.compiler import compile_plan
 from handoff_actors.graph.dag import DAG
 from handoff_actors.graph.function import Argument, Collocated, Function, to_micro
 from handoff_actors.graph.plan import (
@@ -12,7 +13,6 @@ from handoff_actors.graph.plan import (
     LaneClass,
     Plan,
     Source,
-    compile_plan,
 )
 
 __all__ = [

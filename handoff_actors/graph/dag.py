@@ -20,11 +20,12 @@ from handoff_actors.errors import (
     unfit_id,
 )
 from handoff_actors.graph.callables import Code
+from handoff_actors.graph.compiler import compile_plan
 from handoff_actors.graph.function import (
     Function,
     FunctionFields,
 )
-from handoff_actors.graph.plan import Plan, compile_plan
+from handoff_actors.graph.plan import Plan
 
 F = TypeVar("F", bound=Code)
 
