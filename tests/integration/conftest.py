@@ -17,6 +17,7 @@ import pytest
 import handoff_actors as handoff
 from handoff_actors.testing import Leaks
 from tests.cluster_in_process import Net
+from tests.functions import Gate
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,14 @@ def default(leaks: Leaks) -> Iterator[Any]:
     handoff.stop()
     yield handoff
     handoff.stop()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A function that waits to be let go, as it is at the end at the latest."""
+    made = Gate()
+    yield made
+    made.open.set()
 
 
 @pytest.fixture
