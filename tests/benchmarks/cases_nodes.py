@@ -131,19 +131,12 @@ def arrays(quick: bool) -> Iterator[Row]:
         for megabytes in sizes:
             count = megabytes * 125_000
             repeats = 1 if quick else 5
-            taken, copies = [], []
-            for _ in range(repeats + 1):
-                dag = DAG("array")
-                dag.add_function(Function("make", code=array, extra_args=(count,), node="n1"))
-                dag.add_function(Function("see", ["make"], seen, node="n2"))
-                with runtime.execute(dag) as result:
-                    made = result.timings["make"]
-                    taken.append(result.timings["see"].start - made.start - made.duration)
-                copies.append(copied(count))
+            taken = moving(runtime, "n1", "n2", count, repeats)
+            copies = [copied(count) for _ in range(repeats)]
             note = "floor: memcpy into fresh memory; Ray 0.05 and 1.1 s, Dask 0.06 and 0.3 s"
             yield compared(
                 f"{megabytes} MB array, node to node",
-                (taken[1:], copies[1:]),
+                (taken, copies),
                 1,
                 Target(2.0),
                 unit="ms",
@@ -154,6 +147,19 @@ def arrays(quick: bool) -> Iterator[Row]:
             for megabytes in sizes:
                 figure = using(megabytes * 125_000)
                 yield Row(f"{megabytes} MB array, {name}", figure, unit="ms")
+
+
+def moving(runtime: Runtime, source: str, target: str, count: int, repeats: int) -> list[float]:
+    """Seconds from the end of an array's making to the start of who takes it on another node."""
+    taken = []
+    for _ in range(repeats + 1):
+        dag = DAG("array")
+        dag.add_function(Function("make", code=array, extra_args=(count,), node=source))
+        dag.add_function(Function("see", ["make"], seen, node=target))
+        with runtime.execute(dag) as result:
+            made = result.timings["make"]
+            taken.append(result.timings["see"].start - made.start - made.duration)
+    return taken[1:]
 
 
 def copied(count: int) -> float:
