@@ -63,11 +63,12 @@ def check_listening(options: Options) -> str | None:
     """
     if options.listen is None and options.tls is None:
         return None
-    from handoff_actors.cluster import transport
+    from handoff_actors.cluster import addresses
+    from handoff_actors.cluster.tls import TLS
 
-    tls = transport.TLS.of(options.tls)
-    host, _ = transport.parse(options.listen or "127.0.0.1:0", "listen")
-    if transport.is_loopback(host):
+    tls = TLS.of(options.tls)
+    host, _ = addresses.parse(options.listen or "127.0.0.1:0", "listen")
+    if addresses.is_loopback(host):
         return None
     explicit = options.authkey is not None or bool(os.environ.get("HANDOFF_AUTHKEY"))
     if explicit and tls is not None:
@@ -131,9 +132,9 @@ class Clustered(Life):
             return self._mesh
 
     def _open_cluster(self) -> None:
-        from handoff_actors.cluster import transport
         from handoff_actors.cluster.keepers import GatewayKeeper, MembershipKeeper
         from handoff_actors.cluster.mesh import Mesh, place_for
+        from handoff_actors.cluster.tls import TLS
         from handoff_actors.node_logs import Logs
 
         system = self._system
@@ -141,7 +142,7 @@ class Clustered(Life):
         mesh = Mesh(
             self._name,
             bytes.fromhex(self.authkey),
-            place_for(self._name, self.options.listen, transport.TLS.of(self.options.tls)),
+            place_for(self._name, self.options.listen, TLS.of(self.options.tls)),
             self.options.heartbeat_timeout,
             system.carriers,
             system.timers,
@@ -272,7 +273,7 @@ class Clustered(Life):
         return found
 
     def _node_config(self, name: str, capabilities: Mapping[str, float] | None) -> dict[str, Any]:
-        from handoff_actors.cluster import transport
+        from handoff_actors.cluster import addresses
 
         mesh = self.cluster()
         options = {each: getattr(self.options, each) for each in _INHERITED}
@@ -281,7 +282,7 @@ class Clustered(Life):
         if capabilities is not None:
             options["capabilities"] = dict(capabilities)
         host = mesh.place.host or "127.0.0.1"
-        options["listen"] = transport.text(host, 0)
+        options["listen"] = addresses.text(host, 0)
         options["shutdown_timeout"] = min(self.options.shutdown_timeout, 0.5)
         options["insecure"] = self.options.insecure
         tls = mesh.place.tls

@@ -18,7 +18,7 @@ from handoff_actors.errors import ConfigurationError, amounts_text
 from handoff_actors.resources.machine import machine_capabilities
 
 if TYPE_CHECKING:
-    from handoff_actors.cluster.transport import TLS
+    from handoff_actors.cluster.tls import TLS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -196,7 +196,7 @@ def status(
     timeout: float,
 ) -> None:
     """Show the cluster as the node at HOST:PORT sees it, without joining."""
-    from handoff_actors.cluster.transport import TLS
+    from handoff_actors.cluster.tls import TLS
 
     key = _key(authkey_file)
     if key is None:
@@ -231,11 +231,11 @@ def described(address: str, key: str, tls: TLS | None, timeout: float) -> dict[s
         NodeError: it cannot be reached, or has another key.
         ConfigurationError: ``address`` is none, or what is there tells nothing.
     """
-    from handoff_actors.cluster import transport
+    from handoff_actors.cluster import addresses
     from handoff_actors.cluster.gateway import Caller, Place
     from handoff_actors.life import key_bytes
 
-    host, port = transport.parse(address)
+    host, port = addresses.parse(address)
     caller = Caller(Place("handoff status", host, port, tls, timeout=timeout), key_bytes(key))
     try:
         found = caller.call("describe")

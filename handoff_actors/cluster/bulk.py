@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.cluster.payload import Payload
-from handoff_actors.cluster.transport import Stream
+from handoff_actors.cluster.stream import Stream
 from handoff_actors.errors import NodeUnreachableError, ValueNotFoundError
 from handoff_actors.events import log
 

@@ -31,7 +31,8 @@ from multiprocess import managers
 from multiprocess.managers import BaseManager, Server
 
 from handoff_actors.cluster import handshake, transport
-from handoff_actors.cluster.transport import TLS, Stream, TLSStream
+from handoff_actors.cluster.stream import Stream
+from handoff_actors.cluster.tls import TLS, TLSStream
 from handoff_actors.errors import (
     AuthenticationError,
     HandoffError,

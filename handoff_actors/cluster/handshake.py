@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handoff_actors._version import __version__
-from handoff_actors.cluster.transport import Stream
+from handoff_actors.cluster.stream import Stream
 from handoff_actors.errors import (
     AuthenticationError,
     IncompatibleNodeError,

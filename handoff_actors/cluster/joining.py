@@ -20,12 +20,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from handoff_actors.cluster import transport
+from handoff_actors.cluster import addresses
 from handoff_actors.cluster.gateway import Caller, Place
 from handoff_actors.cluster.link import Link
 from handoff_actors.cluster.membership import Card, Close, Dialled, Learnt, Left, Missed, Refuse
 from handoff_actors.cluster.payload import dumps
-from handoff_actors.cluster.transport import Stream
+from handoff_actors.cluster.stream import Stream
 from handoff_actors.errors import (
     ConfigurationError,
     HandoffError,
@@ -306,7 +306,7 @@ class Joining:
                     return card.name, welcome
             except (OSError, EOFError) as error:
                 raise NodeUnreachableError(
-                    f"the node at {transport.text(str(place.host), place.port)} ended the "
+                    f"the node at {addresses.text(str(place.host), place.port)} ended the "
                     f"conversation: {error or type(error).__name__}",
                     node=wanted,
                 ) from error
@@ -385,8 +385,8 @@ class Joining:
 
 def reachable(address: str) -> tuple[str, int]:
     """Host and port; all interfaces of this machine are reached by the loopback one."""
-    host, port = transport.parse(address)
-    if transport.is_wildcard(host):
+    host, port = addresses.parse(address)
+    if addresses.is_wildcard(host):
         host = "::1" if ":" in host else "127.0.0.1"
     return host, port
 
@@ -404,7 +404,7 @@ def seen_from(card: Card, host: str | None) -> Card:
     """
     if card.address is None:
         return card
-    named, port = transport.parse(card.address)
-    if host is not None and transport.is_wildcard(named):
-        return replace(card, address=transport.text(host, port))
+    named, port = addresses.parse(card.address)
+    if host is not None and addresses.is_wildcard(named):
+        return replace(card, address=addresses.text(host, port))
     return card

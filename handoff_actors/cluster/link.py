@@ -30,7 +30,7 @@ from handoff_actors.cluster.membership import Card
 from handoff_actors.cluster.payload import Payload, dumps, loads
 from handoff_actors.cluster.peers import Peer, State, unreachable
 from handoff_actors.cluster.remote_errors import dump_exception, load_exception
-from handoff_actors.cluster.transport import Stream
+from handoff_actors.cluster.stream import Stream
 from handoff_actors.events import log
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ class Card:
         incarnation: of this life.
         address: ``host:port`` of its gateway; None when it cannot be reached from here.
         local: the name of its gateway's socket for the same machine.
-        machine: see ``transport.machine_id``.
+        machine: see ``addresses.machine_id``.
         pid: of its process.
         heartbeat: seconds of silence after which it gives others up.
         python: its version.

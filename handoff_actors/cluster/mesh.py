@@ -26,7 +26,7 @@ from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.carriers import Carriers
 from handoff_actors.actors.table import Table
 from handoff_actors.actors.timers import Timers
-from handoff_actors.cluster import bulk, transport
+from handoff_actors.cluster import addresses, bulk
 from handoff_actors.cluster.gateway import (
     GatewayManager,
     GatewayServer,
@@ -57,7 +57,7 @@ from handoff_actors.cluster.peers import (
     PeerUp,
 )
 from handoff_actors.cluster.rooms import Rooms
-from handoff_actors.cluster.transport import TLS
+from handoff_actors.cluster.tls import TLS
 from handoff_actors.errors import (
     NodeError,
 )
@@ -104,7 +104,7 @@ class Mesh(Cluster):
             self.incarnation,
             None,
             None,
-            transport.machine_id(),
+            addresses.machine_id(),
             os.getpid(),
             heartbeat,
             PYTHON,
@@ -139,7 +139,7 @@ class Mesh(Cluster):
             server.pin(self)
             bound: Place = server.address
             assert bound.host is not None
-            address = transport.text(bound.host, bound.port)
+            address = addresses.text(bound.host, bound.port)
             self.card = replace(self.card, address=address, local=bound.local)
             self.server = server
             server.serve()
@@ -304,14 +304,14 @@ class Mesh(Cluster):
 
     def relayed(self, cards: Collection[Card], by: Card) -> tuple[Card, ...]:
         """The cards that a peer told of, with addresses as they are to be used here."""
-        host = None if by.address is None else transport.parse(by.address)[0]
+        host = None if by.address is None else addresses.parse(by.address)[0]
         found = [seen_from(c, host if c.machine == by.machine else None) for c in cards]
         return tuple([c if self._may_reach(c) else replace(c, address=None) for c in found])
 
     def _may_reach(self, card: Card) -> bool:
         if card.address is None or card.machine == self.card.machine:
             return True
-        return not transport.is_loopback(transport.parse(card.address)[0])
+        return not addresses.is_loopback(addresses.parse(card.address)[0])
 
     @staticmethod
     def _piece(peer: Peer, request: Any) -> bytes:
@@ -432,5 +432,5 @@ def place_for(name: str, listen: str | None, tls: TLS | None) -> Place:
     Raises:
         ConfigurationError: ``listen`` is no address.
     """
-    host, port = transport.parse(listen or "127.0.0.1:0", "listen")
+    host, port = addresses.parse(listen or "127.0.0.1:0", "listen")
     return Place(name, host, port, tls)

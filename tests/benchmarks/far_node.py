@@ -10,12 +10,12 @@ import json
 import sys
 
 from handoff_actors import Runtime
-from handoff_actors.cluster import transport
+from handoff_actors.cluster import addresses
 
 
 def main() -> None:
     """Be a node until the input ends."""
-    transport.machine_id = lambda: "another machine"
+    addresses.machine_id = lambda: "another machine"
     told = json.loads(sys.stdin.readline())
     with Runtime(name="far", capabilities={"cpu": 2}, **told["options"]) as runtime:
         runtime.connect(told["address"], timeout=20.0)

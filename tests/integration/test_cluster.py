@@ -19,10 +19,12 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors.cluster import handshake
+from handoff_actors.cluster.addresses import parse
 from handoff_actors.cluster.gateway import Caller, GatewayManager, Place
 from handoff_actors.cluster.handshake import Hello
 from handoff_actors.cluster.payload import dumps, loads
-from handoff_actors.cluster.transport import Stream, dial, parse
+from handoff_actors.cluster.stream import Stream
+from handoff_actors.cluster.transport import dial
 
 KEY = "ab" * 32
 

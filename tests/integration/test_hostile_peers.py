@@ -19,9 +19,10 @@ import pytest
 import handoff_actors as handoff
 from handoff_actors import DAG, Function
 from handoff_actors.cluster import handshake
+from handoff_actors.cluster.addresses import parse
 from handoff_actors.cluster.gateway import Caller, Place
 from handoff_actors.cluster.handshake import Hello
-from handoff_actors.cluster.transport import dial, parse
+from handoff_actors.cluster.transport import dial
 from tests.gates import until
 from tests.programs import Program
 
