@@ -113,8 +113,9 @@ class ThreadLane:
         """The code sees ``cancelled()``; nothing more can be done to a thread."""
 
     def is_brief(self) -> bool:
-        """The attempts before were short."""
-        return 0.0 < self.queue.mean < PATIENCE and not self.queue.kind.timed
+        """One attempt waits, and those before were short: with more, batches are worth a thread."""
+        queue = self.queue
+        return len(queue.ready) == 1 and 0.0 < queue.mean < PATIENCE and not queue.kind.timed
 
     def holds_batch(self) -> bool:
         """It holds one attempt at a time."""
