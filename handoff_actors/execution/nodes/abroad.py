@@ -14,46 +14,32 @@ import copy
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from handoff_actors.cluster.payload import Payload
 from handoff_actors.cluster.peers import Peer
-from handoff_actors.cluster.remote_errors import load_exception
 from handoff_actors.errors import (
     CrashedAttempt,
     HandoffError,
-    NodeDownError,
-    SerializationError,
 )
 from handoff_actors.events import ValuesMoved
 from handoff_actors.execution.lossy_state import LossyState
 from handoff_actors.execution.nodes.fetching import GoneError
 from handoff_actors.execution.nodes.gather import Gatherer
-from handoff_actors.execution.nodes.lessons import (
-    CodeBook,
-    Teacher,
-    columns,
-    converted_needs,
-    packed,
-    raw_needs,
-)
 from handoff_actors.execution.nodes.messages import (
     SERVICE,
     AskCrew,
-    Begin,
     Carried,
     End,
-    Forget,
-    Lesson,
     Located,
     Outcomes,
     Release,
     Withdraw,
-    Work,
 )
-from handoff_actors.execution.nodes.sizes import TEXTS, carried_bytes, enclose, is_plain
+from handoff_actors.execution.nodes.reports import Report
+from handoff_actors.execution.nodes.sending import Sender
+from handoff_actors.execution.nodes.sizes import TEXTS, carried_bytes, is_plain
 from handoff_actors.execution.nodes.spread import Spread
 from handoff_actors.execution.run_data import FREED, MISSING, RunData
 from handoff_actors.execution.run_state import (
@@ -66,7 +52,6 @@ from handoff_actors.execution.run_state import (
 )
 from handoff_actors.execution.trail import Transfer
 from handoff_actors.resources.allocator import by_name
-from handoff_actors.results.elsewhere import Elsewhere
 from handoff_actors.results.sizes import size_of
 
 if TYPE_CHECKING:
@@ -76,48 +61,6 @@ _LOOK = 0.005
 """Seconds between looks at a value that is being made again."""
 _PATIENCE = 1.0
 """Seconds for an answer that only makes a picture better."""
-_CHUNK = 512
-"""Attempts in one message, so that a node begins before it has been told of all."""
-
-
-_ABSENT = type(MISSING)
-
-
-class _LostInputError(Exception):
-    """A value that an attempt takes is not to be had any more, or not yet again."""
-
-
-class _Site:
-    """What the orchestrator knows of one guest.
-
-    Attributes:
-        peer: the connection.
-        teacher: what functions it knows.
-        has: per value whether the guest has it, or knows where it is.
-        cut: how many cut links it was told of.
-    """
-
-    __slots__ = ("cut", "has", "peer", "teacher")
-
-    def __init__(self, peer: Peer, teacher: Teacher, values: int) -> None:
-        self.peer = peer
-        self.teacher = teacher
-        self.has = bytearray(values)
-        self.cut = 0
-
-    def unsay(self, lesson: Lesson, values: Iterable[int]) -> None:
-        """What was to be said was not: out of memory, say."""
-        self.teacher.forget(lesson)
-        for d in values:
-            self.has[d] = 0
-
-    def post(self, message: Any) -> bool:
-        """Say something; False if nobody hears it."""
-        try:
-            self.peer.post(SERVICE, message)
-        except NodeDownError:
-            return False
-        return True
 
 
 class Abroad:
@@ -156,19 +99,10 @@ class Abroad:
         data.trail.on_move = self._tell_of
         self.preset: bytearray | None = None
         self._remaking = threading.Lock()
-        self.held = {
-            source.producer
-            for call in plan.calls.values()
-            for source in converted_needs(call)
-            if source.producer is not None
-        }
+        self.sender = Sender(data, hub, self.spread)
         self.gatherer = Gatherer(
             data, hub.run_name(data.key), hub.fetcher, hub.workers.carriers, None
         )
-        self._sites: dict[str, _Site] = {}
-        self._unsent: dict[str, Sequence[int]] = {}
-        self._book = CodeBook(plan, data.dag_id)
-        self._cut: list[int] = []
         self._version = -1
         self.stale: set[str] = set()
         self._plain = all(is_plain(v) for v in data.values[plan.n :])
@@ -195,12 +129,12 @@ class Abroad:
             if data.peek(i) is FREED
             and (kept is None or kept[i] or (needed is not None and needed[i]))
         }
-        state.cut = self._cut
+        state.cut = self.sender.cut
         return state
 
     def follow(self, state: LossyState) -> None:
         """Heed the links that this state cuts."""
-        self._cut = state.cut
+        self.sender.cut = state.cut
 
     def begin(self) -> None:
         """The run has its queues, and nothing has begun."""
@@ -226,34 +160,20 @@ class Abroad:
         self._look_at_capacities()
         local: list[int] = []
         failed: list[Event] = []
-        if self._unsent:
-            spread.ready(self.unsent())
-        while True:
-            batches = spread.place()
-            self._unsent.update((name, tokens) for name, tokens in batches.items() if name != here)
-            again: list[int] = []
-            for name, tokens in batches.items():
-                if name == here:
-                    local.extend(self.gatherer.admit(tokens))
-                    continue
-                for k in range(0, len(tokens), _CHUNK):
-                    self._send(name, tokens[k : k + _CHUNK], again, failed)
-                    self._unsent[name] = tokens[k + _CHUNK :]
-            self._unsent.clear()
+        sender = self.sender
+        if sender.owed:
+            spread.ready(sender.unsent())
+        while batches := spread.place():
+            mine = batches.pop(here, None)
+            sender.owed.update(batches)
+            if mine is not None:
+                local.extend(self.gatherer.admit(mine))
+            again = sender.send(failed)
             if not again:
                 break
             spread.ready(again)
         self._tell_others()
         return local, failed
-
-    def unsent(self) -> list[int]:
-        """Attempts that a runner which has crashed had placed and not sent; on no node now."""
-        where = self.spread.where
-        found = [t for name, some in self._unsent.items() for t in some if where.get(t) == name]
-        self._unsent.clear()
-        for token in found:
-            self.spread.ended(token)
-        return found
 
     def look_again(self) -> None:
         """Whatever was heard: look at what is free on all nodes before the next placement."""
@@ -303,63 +223,6 @@ class Abroad:
             sizes[name] = sizes.get(name, 0) + size
         return sizes or {data.node: 0}
 
-    def _send(
-        self, name: str, tokens: Sequence[int], again: list[int], failed: list[Event]
-    ) -> None:
-        """Post attempts to a node; those whose code cannot leave this process stay, or fail."""
-        site = self._sites.get(name) or self._open(name)
-        if site is None:
-            return  # it is gone: that comes as a message, and its attempts are lost
-        data, n = self.data, self.data.plan.n
-        lesson = Lesson()
-        values: dict[int, Any] = {}
-        places: dict[int, str] = {}
-        sizes: dict[int, int] = {}
-        sent: list[int] = []
-        for token in tokens:
-            i = token % n
-            try:
-                site.teacher.lesson((i,), lesson)
-                self._add_values(site, name, i, values, places, sizes)
-            except _LostInputError:
-                # It waited for its node, or for room, while what it takes was lost.
-                self.spread.ended(token)
-                failed.append(Withdrawn((token,)))
-                continue
-            except SerializationError as error:
-                self.spread.ended(token)
-                if data.plan.classes[data.plan.class_of[i]].pin is None:
-                    self.spread.stay.add(i)
-                    again.append(token)
-                else:
-                    failed.append(Raised(token, error, data.node, final=True))
-                continue
-            sent.append(token)
-        if lesson.indices:
-            site.teacher.ahead(lesson)
-        cut = self._cut[site.cut :]
-        if not (sent or lesson.indices or values or places or cut):
-            return
-        new = lesson if lesson.indices else None
-        start = perf_counter()
-        try:
-            heard = site.post(Work(data.key, sent, new, values, places, sizes, cut))
-        except BaseException:
-            site.unsay(lesson, (*values, *places))
-            raise
-        site.cut += len(cut)
-        if heard and values:
-            self._note_sent(name, values, start)
-
-    def _note_sent(self, name: str, values: Mapping[int, Any], start: float) -> None:
-        moved = {d: nbytes for d, value in values.items() if (nbytes := carried_bytes(value))}
-        if moved:
-            first, size = next(iter(moved)), sum(moved.values())
-            data = self.data
-            data.trail.moved(
-                Transfer(first, data.node, name, start, perf_counter(), size, len(moved))
-            )
-
     def _tell_of(self, transfer: Transfer) -> None:
         events = self.hub.workers.events
         if events.active:
@@ -373,90 +236,12 @@ class Abroad:
                 )
             )
 
-    def _open(self, name: str) -> _Site | None:
-        peer = self.hub.peer(name)
-        if peer is None:
-            return None
-        data, plan = self.data, self.data.plan
-        teacher = Teacher(plan, self._book, data.links, self.held, name)
-        site = _Site(peer, teacher, len(data.values))
-        begin = Begin(
-            data.key,
-            packed(data.dag_id, "dag_id"),
-            self.hub.incarnation,
-            plan.n,
-            plan.n_inputs,
-            columns(plan.classes),
-            data.options.isolation,
-        )
-        if not site.post(begin):
-            return None
-        self._sites[name] = site
-        return site
-
-    def _add_values(
-        self,
-        site: _Site,
-        name: str,
-        i: int,
-        values: dict[int, Any],
-        places: dict[int, str],
-        sizes: dict[int, int],
-    ) -> None:
-        plan, has = self.data.plan, site.has
-        plain = plan.plain[i]
-        if plain is not None:
-            for d in plain:
-                if not has[d]:
-                    self._add_value(d, values, places, sizes, name)
-                    has[d] = 1
-            return
-        call = plan.calls[i]
-        for source in converted_needs(call):
-            assert source.producer is not None
-            d = source.producer
-            value = self.data.peek(d)
-            home = value.node if isinstance(value, Located) else self.data.node
-            if home != name:
-                places[d] = home
-                sizes[d] = value.nbytes if isinstance(value, Located) else size_of(value)
-        for d in raw_needs(call):
-            if not has[d]:
-                self._add_value(d, values, places, sizes, name)
-                has[d] = 1
-
-    def _add_value(
-        self,
-        d: int,
-        values: dict[int, Any],
-        places: dict[int, str],
-        sizes: dict[int, int],
-        name: str,
-    ) -> None:
-        value = self.data.peek(d)
-        kind = value.__class__
-        if kind is Carried:
-            values[d] = value.payload
-            return
-        if kind is _ABSENT:
-            raise _LostInputError
-        if issubclass(kind, Elsewhere) and kind.on_disk:
-            value = Located(self.data.node, size_of(value))
-        elif kind is not Located:
-            value = enclose(value, self.data.node)
-            if value.__class__ is not Located:
-                values[d] = value
-                return
-        if value.node != name:
-            places[d] = value.node
-            sizes[d] = value.nbytes
-
     # Outcomes.
 
     def outcomes(self, peer: Peer, message: Outcomes) -> None:
         """A guest has said what has become of attempts; on the thread that reads from it."""
         data = self.data
-        site = self._sites.get(peer.name)
+        site = self.sender.sites.get(peer.name)
         if site is None or site.peer.session != peer.session or data.stopping:
             return
         n, node = data.plan.n, peer.name
@@ -534,12 +319,7 @@ class Abroad:
 
     def freed(self, indices: Sequence[int]) -> None:
         """Nobody needs these values any more."""
-        for site in self._sites.values():
-            known = [i for i in indices if site.has[i]]
-            if known:
-                for i in known:
-                    site.has[i] = 0
-                site.post(Forget(self.data.key, known))
+        self.sender.forget(indices)
 
     # Nodes.
 
@@ -554,7 +334,7 @@ class Abroad:
 
     def guest_lost(self, peer: Peer, reason: str) -> Lost | None:
         """A guest is gone, its node is not; None if that is no news."""
-        site = self._sites.get(peer.name)
+        site = self.sender.sites.get(peer.name)
         if site is None or site.peer.session != peer.session:
             return None
         lost = self._left(peer, f"what ran of this run there could not be kept alive: {reason}")
@@ -568,16 +348,14 @@ class Abroad:
 
     def _left(self, peer: Peer, reason: str) -> Lost:
         data, name = self.data, peer.name
-        self._sites.pop(name, None)
+        self.sender.sites.pop(name, None)
         tokens = self.spread.node_down(name)
-        values = [
-            i
-            for i in range(data.plan.n)
-            if data.peek(i).__class__ is Located and data.peek(i).node == name
-        ]
-        for site in self._sites.values():
-            for i in values:
-                site.has[i] = 0
+        values = []
+        for i in range(data.plan.n):
+            value = data.peek(i)  # other threads may bring it here meanwhile
+            if value.__class__ is Located and value.node == name:
+                values.append(i)
+        self.sender.unlearn(values)
         crash = CrashedAttempt(name, peer.pid, None, reason)
         return Lost(tokens, values, crash)
 
@@ -595,8 +373,7 @@ class Abroad:
         value = self.data.peek(index)
         if not isinstance(value, Located):
             return None
-        for site in self._sites.values():
-            site.has[index] = 0
+        self.sender.unlearn((index,))
         crash = CrashedAttempt(value.node, 0, None, "its node did not have the value any more")
         return Lost((), (index,), crash)
 
@@ -604,8 +381,7 @@ class Abroad:
         """These values are to be made again."""
         for i in indices:
             self.made.pop(i, None)
-            for site in self._sites.values():
-                site.has[i] = 0
+        self.sender.unlearn(indices)
 
     def ask_back(self) -> list[int]:
         """Have what waits in vain at one node come back for another; those that were here."""
@@ -613,8 +389,8 @@ class Abroad:
         for name, tokens in self.spread.ask_back().items():
             if name == self.data.node:
                 mine = tokens
-            elif name in self._sites:
-                self._sites[name].post(Withdraw(self.data.key, tokens))
+            elif name in self.sender.sites:
+                self.sender.sites[name].post(Withdraw(self.data.key, tokens))
         return mine
 
     def bring(self, indices: Sequence[int]) -> None:
@@ -655,7 +431,7 @@ class Abroad:
     def learn_crew(self) -> None:
         """Ask the nodes that are up which of their workers ran what, for people; blocks shortly."""
         trail = self.data.trail
-        peers = [site.peer for site in list(self._sites.values()) if site.peer.state == "up"]
+        peers = [site.peer for site in list(self.sender.sites.values()) if site.peer.state == "up"]
         request = AskCrew(self.data.key)
         asked = [(peer.name, peer.ask(SERVICE, request, _PATIENCE)) for peer in peers]
         for name, future in asked:
@@ -672,53 +448,12 @@ class Abroad:
     def end(self) -> None:
         """The run is over: guests cancel what they run and keep what they made."""
         self.hub.over(self.data.key)
-        for site in list(self._sites.values()):
+        for site in list(self.sender.sites.values()):
             site.post(End(self.data.key))
 
     def release(self) -> None:
         """Nobody needs the values any more."""
-        sites, self._sites = self._sites, {}
+        sites, self.sender.sites = self.sender.sites, {}
         for site in sites.values():
             site.post(Release(self.data.key))
         self.hub.forget(self.data.key)
-
-
-@dataclass(frozen=True, slots=True)
-class LostGuest:
-    """A guest is gone, though its node is up.
-
-    Attributes:
-        peer: the connection to its node.
-        reason: in words.
-    """
-
-    peer: Peer
-    reason: str
-
-
-class Report:
-    """What a guest has reported, as it came: read where the user's code may run.
-
-    Attributes:
-        node: the guest's.
-        said: see ``guest.pack_report``.
-    """
-
-    __slots__ = ("node", "said")
-
-    def __init__(self, node: str, said: tuple[Any, ...]) -> None:
-        self.node = node
-        self.said = said
-
-    def read(self) -> Any:
-        """The event; None for what is none."""
-        kind, *rest = self.said
-        if kind == "raised":
-            return Raised(rest[0], load_exception(rest[2]), self.node, rest[3])
-        if kind == "timed_out":
-            return TimedOut(rest[0], self.node)
-        if kind == "crashed":
-            return Crashed(rest[0], rest[2])
-        if kind == "withdrawn":
-            return Withdrawn(rest[0])
-        return None

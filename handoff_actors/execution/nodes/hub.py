@@ -34,7 +34,7 @@ from handoff_actors.errors import (
     ValueNotFoundError,
     describe,
 )
-from handoff_actors.execution.nodes.abroad import Abroad, LostGuest, Report
+from handoff_actors.execution.nodes.abroad import Abroad
 from handoff_actors.execution.nodes.fetching import Fetcher, GoneError, Shelf, Wish
 from handoff_actors.execution.nodes.guest import Abandon, GuestData, GuestRunner
 from handoff_actors.execution.nodes.messages import (
@@ -51,6 +51,7 @@ from handoff_actors.execution.nodes.messages import (
     RunName,
     ValueKey,
 )
+from handoff_actors.execution.nodes.reports import LostGuest, Report
 from handoff_actors.execution.run_data import MISSING, RunData
 from handoff_actors.execution.workers.roster import Workers
 from handoff_actors.resources.capabilities import from_micro, to_micro

@@ -16,7 +16,8 @@ from handoff_actors.cluster.remote_errors import load_exception
 from handoff_actors.errors import AllocationError, NodeDownError, amounts_text
 from handoff_actors.execution.failures import infeasible_error
 from handoff_actors.execution.lossy_state import LossyState
-from handoff_actors.execution.nodes.abroad import Abroad, LostGuest, Report
+from handoff_actors.execution.nodes.abroad import Abroad
+from handoff_actors.execution.nodes.reports import LostGuest, Report
 from handoff_actors.execution.run_data import MISSING
 from handoff_actors.execution.run_state import (
     Crashed,
@@ -152,7 +153,7 @@ class RunnerAbroad:
         """
         spread, data, state = self.away.spread, self.runner.data, self.runner.state
         n = data.plan.n
-        self.away.unsent()
+        self.away.sender.unsent()
         known = set(held) | data.retrying | set(self.away.gatherer.tokens())
         for token, name in list(spread.where.items()):
             if name != data.node:
