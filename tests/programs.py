@@ -49,7 +49,7 @@ class Program:
             self.lines.append(_END)
             self._came.notify_all()
 
-    def wait_for(self, pattern: str, timeout: float = 20.0, times: int = 1) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 30.0, times: int = 1) -> re.Match[str]:
         """The line in which ``pattern`` is found for the ``times``th time, once it is there."""
 
         def found() -> Any:
