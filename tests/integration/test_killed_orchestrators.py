@@ -163,7 +163,7 @@ def test_a_node_cancels_and_frees_what_it_had_for_an_orchestrator_that_is_gone(
     (tmp_path / "go").touch()
     assert run.result(20.0).results["x"] == ("n", 1)
     until(lambda: other.node_info("n").available["cpu"] == 3)
-    assert other.nodes() == ["n"]
+    until(lambda: other.nodes() == ["n"])  # a frozen one is given up by each for itself
     assert other.node_info("doomed").state == "down"
     if how is signal.SIGSTOP:
         # When it thaws it is a node like any other, and what it ran is run again.
