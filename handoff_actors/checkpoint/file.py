@@ -102,6 +102,15 @@ class CheckpointFile:
             self._check(database)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             database.close()
+            if getattr(error, "sqlite_errorcode", None) in (
+                sqlite3.SQLITE_BUSY,
+                sqlite3.SQLITE_LOCKED,
+            ):
+                raise CheckpointError(
+                    f"checkpoint {str(self.path)!r} is in use by another program, which has it "
+                    "open as an SQLite database: close it there",
+                    path=str(self.path),
+                ) from error
             raise self._error(f"is damaged: {error}") from error
         except BaseException:
             database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -322,6 +323,22 @@ def test_two_at_once(runtime: handoff.Runtime, tmp_path: Path) -> None:
     gate.set()
     run.result(10)
     assert runtime.execute(dag, checkpoint=file, dag_id="second").results["f"] is True
+
+
+def test_a_file_that_another_program_has_open_is_not_called_damaged(
+    runtime: handoff.Runtime, tmp_path: Path, log: Any
+) -> None:
+    file = tmp_path / "c"
+    runtime.execute(diamond(log.path), checkpoint=file)
+    assert log() == ["a", "b", "c", "d"]
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM results").fetchone()
+        with pytest.raises(handoff.CheckpointError, match="in use") as caught:
+            runtime.execute(diamond(log.path), checkpoint=file)
+        assert "delete" not in str(caught.value)
+    assert dict(runtime.execute(diamond(log.path), checkpoint=file).results) == VALUES
+    assert log() == []
 
 
 def test_bad_files(runtime: handoff.Runtime, tmp_path: Path, log: Any) -> None:
