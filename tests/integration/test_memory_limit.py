@@ -367,7 +367,7 @@ def test_over_nodes(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     edges=st.lists(st.lists(st.integers(0, 30), max_size=3), min_size=1, max_size=14),

@@ -274,7 +274,7 @@ def test_a_life_of_a_cluster() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         ClusterLife,
         settings=settings(
-            max_examples=LIVES, stateful_step_count=20, deadline=None, derandomize=LIVES == 2,
+            max_examples=LIVES, stateful_step_count=15, deadline=None, derandomize=LIVES == 2,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
