@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from handoff_actors.errors import describe
 from handoff_actors.execution.run_data import RunData
 from handoff_actors.execution.running import running
 from handoff_actors.execution.summary import seconds_text
 
+_NODES = 6
+"""So many other nodes are named."""
 _WINDOW = 5.0
 """Seconds over which the rate is taken."""
 
@@ -40,7 +42,8 @@ class Shot:
         rate: functions per second lately.
         left: seconds, or None when nobody knows.
         elapsed: seconds.
-        rows: what runs, the longest first.
+        rows: what runs here, the longest first.
+        there: how many are with each other node, at work or about to be.
     """
 
     finished: int
@@ -53,6 +56,7 @@ class Shot:
     left: float | None
     elapsed: float
     rows: list[Row]
+    there: dict[str, int] = field(default_factory=dict)
 
     @property
     def percent(self) -> int:
@@ -62,6 +66,9 @@ class Shot:
     def counts(self) -> str:
         """The states in words."""
         parts = [f"{self.running} running", f"{self.ready} ready", f"{self.waiting} waiting"]
+        parts += [f"{count} at {node}" for node, count in list(self.there.items())[:_NODES]]
+        if len(self.there) > _NODES:
+            parts.append(f"{sum(list(self.there.values())[_NODES:])} at others")
         if self.failed:
             parts.append(f"{self.failed} attempt{'' if self.failed == 1 else 's'} failed")
         return ", ".join(parts)
@@ -107,19 +114,31 @@ class View:
         rows.sort(key=lambda row: -row.seconds)
         ready = sum([len(queue.ready) for queue in list(data.queues)]) + len(data.retrying)
         busy = min(len(here), self.total - finished)
+        there = self._there()
+        left = max(0, self.total - finished - busy - sum(there.values()))
         rate = self._rate(now, finished)
         return Shot(
             finished,
             self.total,
             busy,
-            min(ready, self.total - finished - busy),
-            max(0, self.total - finished - busy - ready),
+            min(ready, left),
+            max(0, left - ready),
             len(data.trail.failed),
             rate,
             (self.total - finished) / rate if rate > 0 else None,
             now - self._began,
             rows,
+            there,
         )
+
+    def _there(self) -> dict[str, int]:
+        """What other nodes have of it."""
+        away = self._data.away
+        if away is None:
+            return {}
+        counts = Counter(list(away.spread.where.values()))
+        counts.pop(self._data.node, None)
+        return dict(counts.most_common())
 
     def _rate(self, now: float, finished: int) -> float:
         history = self._history

@@ -1,4 +1,4 @@
-"""Values that go from node to node are told: in the timeline, as events, and as metrics."""
+"""What a run has on other nodes is told: values that move, workers, what is under way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import handoff_actors as handoff
 from handoff_actors import DAG, Argument, Function
 from handoff_actors.events import ValuesMoved
-from tests.gates import until, where
+from tests.gates import Gate, until, where
 
 BIG = 1_000_000
 
@@ -222,3 +222,23 @@ def test_transfers_that_overlap_have_rows_of_their_own(nodes, tmp_path):
         (2e6, 20_001),
         (3e6, 20_000),
     ]
+
+
+def test_progress_tells_what_other_nodes_have(nodes):
+    from handoff_actors.progress.view import View
+
+    a, _b, _c = nodes("a", "b", "c")
+    gate = Gate()
+    dag = DAG("d")
+    for i, node in enumerate(("a", "b", "b", "c")):
+        dag.add_function(Function(i, code=gate, node=node))
+    dag.add_function(Function("last", [0, 1, 2, 3], lambda *x: len(x), node="a"))
+    run = a.submit(dag)
+    for _ in range(4):
+        gate.wait()
+    (entry,) = a.entries()
+    shot = View(entry.data).shot()
+    gate.opened.set()
+    assert run.result(20).results["last"] == 4
+    assert shot.counts() == "1 running, 0 ready, 1 waiting, 2 at b, 1 at c"
+    assert not View(entry.data).shot().there
