@@ -168,6 +168,7 @@ class Telemetry:
         """A child span for each function, with the times it had."""
         zero = time.time_ns() - time.perf_counter_ns()
         parent = trace.set_span_in_context(span)
+        data.trail.settle(data.starts, data.ends)
         for i in chosen:
             child = self._tracer.start_span(
                 str(data.plan.ids[i]),

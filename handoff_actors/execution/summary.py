@@ -54,6 +54,7 @@ class Summary:
         workers: dict[Hashable, str] = {}
         if data is not None:
             plan, trail = data.plan, data.trail
+            trail.settle(data.starts, data.ends)
             took = [max(0.0, e - s) for s, e in zip(data.starts, data.ends, strict=True)]
             path = [plan.ids[i] for i in plan.critical_path(took)]
             failed = [(plan.ids[f.index], f.attempt, f.error) for f in trail.failed]

@@ -98,6 +98,7 @@ def trace(data: RunData, nodes: Mapping[Hashable, str]) -> dict[str, Any]:
     """
     rows = _Rows()
     plan, trail, zero = data.plan, data.trail, data.submitted
+    trail.settle(data.starts, data.ends)
     end = max(data.ends, default=zero)
     slices: Events = []
     free: dict[int, _Lanes] = defaultdict(_Lanes)

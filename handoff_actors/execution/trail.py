@@ -1,14 +1,15 @@
 """What a run leaves behind beside its values: who ran what, and what was tried in vain.
 
-Written by the workers, read by the timeline, the displays and ``status()``. Guarantees that a
-function costs the worker that runs it one store into an array.
+Written by the workers, read by the timeline and the displays. Guarantees that it costs a thread
+nothing for each function: it notes when it begins a stretch of work, in which each function begins
+in the instant in which the one before ended, and who looks finds from that who ran it.
 """
 
 from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,22 +71,40 @@ class Trail:
         n: how many functions the run has.
 
     Attributes:
-        by: per function the number of the worker that ran its last attempt; 0 is nobody yet.
+        by: per function the number of the worker that ran its last attempt; 0 is nobody yet, or a
+            thread: see ``settle``.
+        stretches: when a thread began one, and its number.
         crew: the names of the workers by number.
         failed: attempts that did not count.
         transfers: values that went between nodes.
         on_move: is told of each transfer as it is added.
     """
 
-    __slots__ = ("_numbers", "by", "crew", "failed", "on_move", "transfers")
+    __slots__ = ("_numbers", "by", "crew", "failed", "on_move", "stretches", "transfers")
 
     def __init__(self, n: int) -> None:
         self.by = _NOBODY * n
         self.crew: list[str] = [""]
+        self.stretches: list[tuple[float, int]] = []
         self.failed: list[FailedAttempt] = []
         self.transfers: list[Transfer] = []
         self.on_move: Callable[[Transfer], object] | None = None
         self._numbers: dict[str, int] = {}
+
+    def settle(self, starts: Sequence[float], ends: Sequence[float]) -> None:
+        """Find out which threads ran what; what cannot be told stays nobody's.
+
+        Args:
+            starts: of the functions, by the clock of the stretches.
+            ends: theirs.
+        """
+        at = dict(self.stretches)
+        by = self.by
+        for i in sorted([i for i, end in enumerate(ends) if end], key=starts.__getitem__):
+            number = at.pop(starts[i], 0)
+            if number:
+                by[i] = number
+                at.setdefault(ends[i], number)
 
     def moved(self, transfer: Transfer) -> None:
         """Values have come from another node, or were sent to one; any thread."""

@@ -141,6 +141,7 @@ class GuestData(RunData):
 
     def crew(self) -> tuple[array[int], array[int], list[str]]:
         """Who ran what here: functions, the numbers of their workers, the names of these."""
+        self.trail.settle(self.starts, self.ends)
         by = self.trail.by
         indices = array("I", [i for i, number in enumerate(by) if number])
         return indices, array("H", [by[i] for i in indices]), list(self.trail.crew)

@@ -144,7 +144,7 @@ class ThreadLane:
         pop, ready = queue.ready.popleft, queue.ready
         plain, codes, values, n = plan.plain, plan.codes, data.values, plan.n
         starts, ends = data.starts, data.ends
-        by, me = data.trail.by, data.trail.worker(thread_row())
+        trail, me = data.trail, data.trail.worker(thread_row())
         done = data.deliverer()
         links = data.links
         base = data.context.copy()
@@ -155,6 +155,7 @@ class ThreadLane:
         carried: Any = None
         count = 0
         began = since = mark = clock()
+        trail.stretches.append((began, me))
         while True:
             if following >= 0:
                 token = following
@@ -169,10 +170,12 @@ class ThreadLane:
                         since, count = mark, 0
                         if ready:
                             began = mark
+                            trail.stretches.append((began, me))
                             continue
                     if not queue.linger(self, _LINGER):
                         return
                     began = since = mark = clock()
+                    trail.stretches.append((began, me))
                     continue
             self.token = token
             if data.stopping:
@@ -189,8 +192,9 @@ class ThreadLane:
                     value = copy().run(codes[i], *[values[a] for a in args])
             except BaseException as error:
                 now = clock()
-                starts[i], ends[i], by[i] = began, now, me
+                starts[i], ends[i], trail.by[i] = began, now, me
                 began = now
+                trail.stretches.append((began, me))
                 following = -1
                 self.token = -1
                 self._raised(token, error)
@@ -200,7 +204,6 @@ class ThreadLane:
             now = clock()
             starts[i] = began
             ends[i] = began = now
-            by[i] = me
             if links is not None and (following := links[i]) >= 0:
                 carried = value
                 self.token = following
