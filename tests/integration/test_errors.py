@@ -417,9 +417,9 @@ def test_the_first_crash_is_the_cause_of_a_runtime_that_gave_up(here: Here) -> N
 
 
 def test_every_error_has_its_situation() -> None:
-    """But for bases, and for versions that differ, which need two versions: see test_cluster."""
+    """But for bases, and what takes two versions or a disk: test_cluster, test_memory_limit."""
     known = {name for name, _, _ in SITUATIONS.values()}
     bases = {"HandoffError", "InvalidDAGError", "ExecutionError", "NodeError", "ActorError"}
-    elsewhere = {"IncompatibleNodeError", "NameTakenError"}
+    elsewhere = {"IncompatibleNodeError", "NameTakenError", "SpillError"}
     public = {name for name in handoff.__all__ if name.endswith("Error")}
     assert public - known == bases | elsewhere & public
