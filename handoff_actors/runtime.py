@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from handoff_actors.actors.reasons import Exit
@@ -63,6 +63,7 @@ class StreamOptions(TypedDict, total=False):
     min_demand: int | None
     join_timeout: float | None
     timeout: float | None
+    nodes: Collection[str] | None
 
 
 SUBMIT_DEFAULTS: dict[str, Any] = {
@@ -85,6 +86,7 @@ STREAM_DEFAULTS: dict[str, Any] = {
     "min_demand": None,
     "join_timeout": None,
     "timeout": None,
+    "nodes": None,
 }
 
 
@@ -272,6 +274,7 @@ class Runtime(Status):
         min_demand: int | None = None,
         join_timeout: float | None = None,
         timeout: float | None = None,
+        nodes: Collection[str] | None = None,
     ) -> Pipeline:
         """Make a pipeline of a DAG: stages that stay, through which items flow in order.
 
@@ -286,6 +289,7 @@ class Runtime(Status):
             join_timeout: seconds an item waits for all arguments of a function, from the first on;
                 then its output is an ``ItemFailedError``.
             timeout: seconds to wait for the claims; None is as long as it takes.
+            nodes: names of the nodes that its stages may be on, but for pinned ones; None is all.
 
         Raises:
             InvalidDAGError: the DAG cannot be run, or has no input.
@@ -305,6 +309,7 @@ class Runtime(Status):
             min_demand=min_demand,
             join_timeout=join_timeout,
             timeout=timeout,
+            nodes=nodes,
             follow=follow_items,
         )
 

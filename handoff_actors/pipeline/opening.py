@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 from handoff_actors.actors.calls import Ref
@@ -14,6 +14,7 @@ from handoff_actors.errors import (
     ConfigurationError,
     HandoffError,
     InvalidDAGError,
+    NodeDownError,
     amounts_text,
     describe,
 )
@@ -56,6 +57,7 @@ def open_pipeline(
     join_timeout: float | None,
     timeout: float | None,
     follow: Follow,
+    nodes: Collection[str] | None = None,
     claim: Mapping[str, int] | None = None,
 ) -> Pipeline:
     """A pipeline that runs; see ``Runtime.stream`` for arguments and errors.
@@ -71,12 +73,19 @@ def open_pipeline(
     options = home.options
     where: dict[int, str] = {}
     if claim is None:
-        nodes = capacities(home)
-        known: dict[str, Any] = {name: has.total for name, has in nodes.items()}
+        every = capacities(home)
+        known: dict[str, Any] = {name: has.total for name, has in every.items()}
         known = {**dict.fromkeys(home.nodes_known()), **known}
         here = known.pop(home.node())
         check_feasible(plan, home.node(), {home.node(): here}, dag.id, known)
-        where = place(plan, home, dag.id, nodes)
+        among = _among(nodes, (home.node(), *known), dag.id)
+        may = {name: has for name, has in every.items() if name in among}
+        if not may:
+            raise NodeDownError(
+                f"none of the nodes that pipeline {describe(dag.id)} may be on is up: "
+                f"{', '.join(among)}"
+            )
+        where = place(plan, home, dag.id, may)
     _check_code(plan, options.isolation, dag.id)
     id_, name = _free_name(home, dag.id)
     line = Line(
@@ -89,7 +98,9 @@ def open_pipeline(
         (options.max_restarts, options.max_seconds),
     )
     if claim is None:
-        wanted, line.steps = send_away(plan, line.crews, where, home, timeout)
+        wanted, line.steps = send_away(
+            plan, line.crews, where, home, timeout, None if nodes is None else among
+        )
     else:
         wanted = {home.node(): dict(claim)} if claim else {}
     home.pipelines[name] = line
@@ -171,6 +182,28 @@ def _await_start(line: Line, timeout: float | None, wanted: dict[str, dict[str, 
     if line.root is not None:
         line.ended.wait(1.0)
         raise line.root
+
+
+def _among(nodes: Any, known: Collection[str], id_: Hashable) -> Collection[str]:
+    """The nodes that stages may be on, of those that are known."""
+    if nodes is None:
+        return known
+    if isinstance(nodes, str) or not isinstance(nodes, Iterable):
+        raise ConfigurationError(f"nodes must be names of nodes, not {describe(nodes)}")
+    among = list(nodes)
+    if not among:
+        raise ConfigurationError("nodes must name a node at least; None is all of them")
+    for name in among:
+        if name not in known:
+            raise AllocationError(
+                f"pipeline {id_!r} is to be on node {describe(name)}, which was never seen; "
+                f"known are {', '.join(known)}",
+                function_id=None,
+                resource=None,
+                asked=None,
+                most=None,
+            )
+    return among
 
 
 def _free_name(home: Home, id_: Hashable) -> tuple[Hashable, str]:

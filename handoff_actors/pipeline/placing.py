@@ -1,13 +1,13 @@
 """On which nodes the stages of a pipeline are: what is pinned, what is collocated, what must fit.
 
-A stage that costs nothing and is not pinned is here, where its items come from. The others go
-where the allocator says; what finds nothing free goes to the first node that could ever have it,
-and waits there for its claim.
+A stage that costs nothing and is not pinned is here, where its items come from, or on the first of
+the nodes it may be on. The others go where the allocator says; what finds nothing free goes to the
+first node that could ever have it, and waits there for its claim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,11 +42,18 @@ class Site(Protocol):
         """What it has of stages over nodes."""
 
 
-def capacities(site: Site) -> dict[str, NodeCapacity]:
-    """What each node has free and offers, this one first; nodes that do not answer are left out."""
+def capacities(site: Site, among: Container[str] | None = None) -> dict[str, NodeCapacity]:
+    """What each node has free and offers, this one first; nodes that do not answer are left out.
+
+    Args:
+        site: the runtime.
+        among: the nodes that are asked for; None is all.
+    """
     here = site.node()
-    found = {here: site.capacities()[here]}
+    found = {here: site.capacities()[here]} if among is None or here in among else {}
     for name in site.nodes():
+        if among is not None and name not in among:
+            continue
         try:
             free, total = site.stages().capacity_of(name)
         except NodeError:
@@ -67,12 +74,12 @@ def costs(plan: Plan) -> list[Amounts]:
 def place(
     plan: Plan, site: Site, dag_id: Hashable, nodes: Mapping[str, NodeCapacity]
 ) -> dict[int, str]:
-    """The node of each stage.
+    """The node of each stage: what its pin says, else one of ``nodes``.
 
     Raises:
         AllocationError: no node could ever have a stage.
     """
-    here, wanted = site.node(), costs(plan)
+    first_node, wanted = next(iter(nodes)), costs(plan)
     placed: dict[int, str] = {}
     requests: list[Request] = []
     units: dict[Hashable, tuple[int, ...]] = {}
@@ -80,7 +87,7 @@ def place(
         pin = _pin(plan, unit[0])
         need = _sum([wanted[i] for i in unit])
         if pin is not None or not need:
-            placed.update(dict.fromkeys(unit, pin or here))
+            placed.update(dict.fromkeys(unit, pin or first_node))
             continue
         first = plan.ids[unit[0]]
         units[first] = unit
@@ -168,6 +175,7 @@ class Placed:
         own: what it claims when it is opened again.
         timeout: seconds to wait for the first claim.
         moves: it may go to another node.
+        among: the nodes it may go to; None is all.
         node_return_timeout: seconds to wait for a node.
         opened: it was, before.
     """
@@ -177,6 +185,7 @@ class Placed:
     own: Amounts
     timeout: float | None
     moves: bool
+    among: Container[str] | None
     node_return_timeout: float
     opened: bool = False
 
@@ -204,7 +213,7 @@ class Placed:
 
     def find_node(self, crew: Crew) -> str | None:
         """A node that could have it now: one with room, else one that could ever have it."""
-        nodes = capacities(self.site)
+        nodes = capacities(self.site, self.among)
         cost = {r: a / MICRO for r, a in self.own.items()}
         request = Request(crew.id, cost)
         try:
@@ -220,8 +229,17 @@ def send_away(
     where: Mapping[int, str],
     site: Site,
     timeout: float | None,
+    among: Container[str] | None,
 ) -> tuple[dict[str, Amounts], list[Crew | None]]:
     """Send stages to their nodes.
+
+    Args:
+        plan: the plan.
+        crews: what stands for each stage.
+        where: the node of each stage.
+        site: the runtime.
+        timeout: seconds to wait for the claims.
+        among: the nodes that a stage may go to later; None is all.
 
     Returns:
         What is claimed here, and the order in which stages elsewhere begin: node by node in the
@@ -240,7 +258,7 @@ def send_away(
         for i in sorted(by_node[node]):
             moves = _pin(plan, i) is None
             wait = site.options.node_return_timeout
-            placed = Placed(site, bundle, wanted[i], timeout, moves, wait)
+            placed = Placed(site, bundle, wanted[i], timeout, moves, among, wait)
             crews[i].send_away(node, placed)
             steps.append(crews[i])
     total = _sum([wanted[i] for i in by_node[here]])

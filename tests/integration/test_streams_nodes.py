@@ -74,6 +74,36 @@ def test_stages_are_where_they_are_pinned_and_items_come_in_order(
     assert [found[i].node for i in "abcd"] == ["one", "two", runtime.node(), "one"]
 
 
+def test_stages_are_on_the_nodes_that_are_named(runtime: handoff.Runtime) -> None:
+    dag = line(
+        Function("free", ["x"], here),
+        Function("costly", ["free"], here, cost={"cpu": 1}),
+        Function("pinned", ["costly"], here, node=runtime.node()),
+    )
+    with runtime.stream(dag, nodes=["two"]) as pipeline:
+        assert pipeline.statistics()["free"].node == "two"
+        assert next(pipeline.map([1])) == (((1, "two"), "two"), runtime.node())
+    with runtime.stream(dag, nodes=["one", "two"]) as pipeline:
+        first = next(pipeline.map([1]))[0][1]
+        os.kill(runtime.node_info(first).pid, signal.SIGKILL)
+        assert next(pipeline.map([2]))[0][1] in ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "error"),
+    [
+        ([], handoff.ConfigurationError),
+        ("one", handoff.ConfigurationError),
+        (3, handoff.ConfigurationError),
+        (["one", "never seen"], handoff.AllocationError),
+        ([["one"]], handoff.AllocationError),
+    ],
+)
+def test_nodes_that_cannot_be(runtime: handoff.Runtime, nodes: Any, error: type) -> None:
+    with pytest.raises(error):
+        runtime.stream(line(Function("a", ["x"], here)), nodes=nodes)
+
+
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_state_batches_coroutines_and_failures_there(
     runtime: handoff.Runtime, isolation: str

@@ -32,7 +32,7 @@ FACE = {
     "execute_local": RUN,
     "submit": RUN,
     "stream": "dag, *, max_pending=1000, max_demand=None, min_demand=None, join_timeout=None, "
-    "timeout=None",
+    "timeout=None, nodes=None",
     "register_node": "node, capabilities",
     "register_local_node": "capabilities",
     "discover_nodes": "",
