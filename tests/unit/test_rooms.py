@@ -202,4 +202,4 @@ def test_many_threads_lend_and_leave(rooms: Rooms) -> None:
         thread.join(30)
     assert not failed
     assert not rooms._lent
-    assert len(rooms._idle) <= 6
+    assert len(rooms._idle) <= 12  # each thread has its next room before it leaves the last one
