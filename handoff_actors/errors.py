@@ -153,7 +153,10 @@ class ExecutionError(HandoffError):
 
 
 class FunctionFailedError(ExecutionError):
-    """The function raised in every attempt; ``__cause__`` is what it raised last."""
+    """The function raised in every attempt; ``__cause__`` is what it raised last.
+
+    Of a very long text of the cause only the beginning is in the error's own.
+    """
 
     node: str
     attempts: int
@@ -305,10 +308,16 @@ def describe(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def text_of(error: BaseException) -> str:
-    """``str(error)``; never raises, also when the error is of a user's class whose text does."""
+def text_of(error: BaseException, limit: int = 2000) -> str:
+    """``str(error)``, cut after ``limit`` characters; never raises, whatever its own text does.
+
+    What is cut is counted: the text of an error goes into others, into logs and over the wire, and
+    one of megabytes must not do so at every step. The error itself has it all.
+    """
     try:
-        return str(error)
+        text = str(error)
+        more = len(text) - limit
+        return text if more <= 0 else f"{text[:limit]}… ({more:,} more characters)"
     except BaseException as raised:
         return f"(its text cannot be had: {type(raised).__name__})"
 

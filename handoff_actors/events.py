@@ -344,12 +344,15 @@ class EventBus:
     """Hands events to subscribers, in order, on a thread that exists only while there are any.
 
     Attributes:
+        active: whether there are subscribers.
+        following: whether any of them wants ``FunctionsFinished``, of which there are many.
         recent: the last events, but for those of functions that finished, items that failed and
             values that moved.
     """
 
     def __init__(self) -> None:
         self.active = False
+        self.following = False
         self.recent: deque[Event] = deque(maxlen=_REMEMBERED)
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
@@ -374,12 +377,14 @@ class EventBus:
                 )
                 self._thread.start()
             self.active = True
+            self._look()
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
         """Forget a subscription; the thread ends with the last one."""
         with self._lock:
             self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+            self._look()
             thread = self._end() if not self._subscriptions else None
         self._join(thread, 1.0)
 
@@ -406,10 +411,15 @@ class EventBus:
     def _end(self) -> threading.Thread | None:
         """Let the thread end after what is queued; the lock is held."""
         thread, self._thread = self._thread, None
-        self.active = False
+        self.active = self.following = False
         if thread is not None:
             self._queue.put(None)
         return thread
+
+    def _look(self) -> None:
+        """See what is wanted; the lock is held."""
+        wanted = [kind for s in self._subscriptions for kind in s.kinds]
+        self.following = any(issubclass(FunctionsFinished, kind) for kind in wanted)
 
     @staticmethod
     def _join(thread: threading.Thread | None, timeout: float) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def announce(data: RunData, workers: Workers, tokens: Sequence[int]) -> None:
     """Tell those who wait for it that these attempts have succeeded; their values are committed."""
-    if not (data.watched or data.listeners or workers.events.active):
+    if not (data.watched or data.listeners or workers.events.following):
         return
     n = data.plan.n
     indices = [token % n for token in tokens]
@@ -27,7 +27,7 @@ def announce(data: RunData, workers: Workers, tokens: Sequence[int]) -> None:
     for listener in data.listeners:
         for i in indices:
             listener.put(i)
-    if workers.events.active:
+    if workers.events.following:
         workers.events.publish(
             FunctionsFinished(
                 dag_id=data.dag_id,

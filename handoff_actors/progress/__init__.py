@@ -3,7 +3,8 @@
 Built on what any user has: events, and ``status()``. A run ends for its follower when its future is
 settled, however that came about (that of a refused run is settled too), so that no subscription
 outlives its run. Callables are called on the thread of the events, one call at a time, the last one
-with the final state. Displays are drawn by a thread of their own, a few times a second.
+with the final state. Displays are drawn by a thread of their own, a few times a second, and are not
+told of functions that finish: they look.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Display(Protocol):
     """What draws one run."""
 
     def __call__(self, progress: Progress) -> object:
-        """The run is so far; with the final state for the last time."""
+        """The run is over; a callable of the user's is told before, too, how far it is."""
 
     def tell(self, line: str) -> None:
         """Something happened that a person wants to know: a retry, a crash."""
@@ -127,7 +128,8 @@ def show(runtime: Runtime, data: RunData, run: Run, progress: Any) -> None:
             # Not before: who waits for the events to be told waits for the display's end.
             subscription.cancel()
 
-    kinds = (FunctionsFinished, RunFinished, _Settled, *_TOLD)
+    following = (FunctionsFinished,) if isinstance(display, _Call) else ()
+    kinds = (RunFinished, _Settled, *_TOLD, *following)
     subscription = runtime.subscribe(follow, kinds)
     run.add_done_callback(lambda done: events.publish(_Settled(key=key, state=_outcome(done))))
 

@@ -1,4 +1,7 @@
-"""Progress on a terminal: a bar, the states, what runs where; what went wrong stays above."""
+"""Progress on a terminal: a bar, the states, what runs where; what went wrong stays above.
+
+A run that is over before it was drawn once leaves its last line, and cost no more than that.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from handoff_actors.progress.ticker import ticker
 from handoff_actors.progress.view import Shot, View
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.live import Live
 
 _ROWS = 6
@@ -44,67 +47,79 @@ class Screen:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._live: Live | None = None
+        self._console: Console | None = None
         self._bars: list[Bar] = []
 
     @property
     def active(self) -> bool:
         """Whether something is shown."""
-        return self._live is not None
+        return bool(self._bars)
 
     def add(self, bar: Bar) -> None:
         """Show one more run."""
         with self._lock:
-            if self._live is None:
-                self._live = _live()
-                self._live.start()
+            if not self._bars:
+                self._console = _console()
                 ticker.add(self._draw)
             self._bars.append(bar)
 
     def remove(self, bar: Bar) -> None:
         """A run is over: its last line stays; the display ends with the last run."""
+        from rich.console import Group
         from rich.text import Text
 
         with self._lock:
-            if self._live is None or bar not in self._bars:
+            if self._console is None or bar not in self._bars:
                 return
             self._bars.remove(bar)
-            live = self._live
+            console, live = self._console, self._live
             if not self._bars:
                 # It takes its bars away before anything else is printed: later it could not.
                 ticker.remove(self._draw)
-                live.stop()
-                self._live = None
+                if live is not None:
+                    live.stop()
+                self._live = self._console = None
             end = Text(f"  {bar.view.end(bar.state)}", style="dim")
-            live.console.print(_bar(bar, bar.view.shot()), end)
-            self._draw()
+            console.print(Group(_bar(bar, bar.view.shot()), end))
+            if live is not None:
+                self._draw()
 
     def tell(self, bar: Bar, line: str) -> None:
         """A line above the bars."""
         from rich.text import Text
 
         with self._lock:
-            if self._live is not None:
+            if self._console is not None:
                 text = Text.assemble((f"{bar.view.name} ", "bold"), (line, "yellow"))
-                self._live.console.print(text, soft_wrap=True)
+                self._console.print(text, soft_wrap=True)
 
     def _draw(self) -> None:
         from rich.console import Group
 
         with self._lock:
-            if self._live is not None:
-                drawn = [part for bar in self._bars for part in _drawn(bar, bar.view.shot())]
-                self._live.update(Group(*drawn), refresh=True)
+            if not self._bars or self._console is None:
+                return
+            if self._live is None:
+                self._live = _live(self._console)
+                self._live.start()
+            drawn = [part for bar in self._bars for part in _drawn(bar, bar.view.shot())]
+            self._live.update(Group(*drawn), refresh=True)
 
 
 screen = Screen()
 
 
-def _live() -> Live:
+def _console() -> Console:
     from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _live(console: Console) -> Live:
     from rich.live import Live
 
     return Live(
-        console=Console(stderr=True),
+        console=console,
         auto_refresh=False,
         transient=True,
         # What is printed to a terminal goes above the bar; what goes into a file stays as it is.

@@ -9,7 +9,6 @@ import io
 import logging
 import sys
 import tempfile
-import timeit
 from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
@@ -38,7 +37,7 @@ def face(quick: bool) -> Iterator[Row]:
     if importlib.util.find_spec("opentelemetry") is not None:
         watching["metrics and traces"] = _telemetry
     with Runtime() as runtime:
-        base = _run(runtime, dag, None)
+        _run(runtime, dag, None)
         for name, begin in watching.items():
             on: list[float] = []
             off: list[float] = []
@@ -49,19 +48,6 @@ def face(quick: bool) -> Iterator[Row]:
             ours, floor = quantile(on, 0.25) / n, quantile(off, 0.25) / n
             note = f"{n:,} functions, against nobody watching"
             yield Row(f"watched by {name}", ours, floor, Target(1.3), "µs", note, (on, off))
-        per_function = base / n
-    store = min(
-        timeit.repeat("by[i] = me", "by = array('H', [0]); i = 0; me = 1", number=100_000,
-                      globals={"array": importlib.import_module("array").array})
-    ) / 100_000  # fmt: skip
-    yield Row(
-        "nobody watches: noting who ran it",
-        store + per_function,
-        per_function,
-        Target(1.02),
-        "µs",
-        "one store per function, against the function",
-    )
 
 
 def _run(runtime: Runtime, dag: DAG, watch: Any) -> float:

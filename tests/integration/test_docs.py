@@ -138,6 +138,15 @@ def test_the_reference_has_every_public_name():
     assert missing == []
 
 
+def test_the_reference_lists_the_face_of_the_runtime_and_nothing_else():
+    text = (ROOT / "docs" / "api.md").read_text()
+    (block,) = re.findall(r"^::: handoff_actors\.Runtime\n((?:    .*\n)+)", text, re.MULTILINE)
+    listed = re.findall(r"^        - (\w+)$", block, re.MULTILINE)
+    runtime = handoff_actors.Runtime
+    face = {name for name in handoff_actors.__all__ if callable(getattr(runtime, name, None))}
+    assert sorted(listed) == sorted(face | {"name", "address", "running"})
+
+
 def test_what_the_pages_show_is_made(folder):
     """Whatever a page includes is there, and made by the script."""
     made = ROOT / "docs" / "made"

@@ -378,6 +378,25 @@ def test_what_raised_is_the_cause(here: Here) -> None:
         assert isinstance(cause, Odd), situation
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_text_of_megabytes_is_the_cause_s_alone(here: Here, isolation: str) -> None:
+    def fails() -> None:
+        raise ValueError("begins " + "x" * 10_000_000)
+
+    seen: list[str] = []
+    dag = one(fails, max_retries=0, isolation=isolation)
+    kinds = [handoff.events.AttemptFailed, handoff.events.RunFinished]
+    with here.runtime.subscribe(lambda event: seen.append(event.error), kinds):
+        with pytest.raises(handoff.FunctionFailedError, match="ValueError: begins xxx") as caught:
+            here.runtime.execute(dag)
+        here.runtime.events.flush(20)
+    assert str(caught.value).endswith("… (9,998,007 more characters)")
+    assert len(str(caught.value)) < 3000
+    assert len(str(caught.value.__cause__)) == 10_000_007
+    assert len(seen) == 2
+    assert all(len(text) < 3000 for text in seen)
+
+
 def test_a_crash_lists_each_attempt(here: Here) -> None:
     error = raised(here, crashed)
     assert isinstance(error, handoff.FunctionCrashedError)

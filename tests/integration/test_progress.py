@@ -211,7 +211,13 @@ def test_the_bar_on_a_terminal(runtime, eventually, monkeypatch):
     monkeypatch.setattr("sys.stderr", stderr)
     monkeypatch.setenv("TERM", "xterm-256color")
     before = set(threading.enumerate())
-    runs = [runtime.submit(chain(n, id=f"run [red] {n}"), progress=True) for n in (40, 60)]
+    go_on = threading.Event()
+    waits = lambda *_: go_on.wait(DEADLINE)  # noqa: E731
+    runs = [runtime.submit(chain(n, waits, id=f"run [red] {n}"), progress=True) for n in (40, 60)]
+    try:
+        eventually(lambda: "0/60" in stderr.getvalue())
+    finally:
+        go_on.set()
     for run in runs:
         run.result(DEADLINE)
     no_subscription(runtime, eventually)
@@ -223,6 +229,24 @@ def test_the_bar_on_a_terminal(runtime, eventually, monkeypatch):
     assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")  # the cursor is back
     mine = {t for t in threading.enumerate() if t.name.startswith("handoff")}
     eventually(lambda: set(threading.enumerate()) <= before | mine)
+
+
+def test_a_run_that_is_over_at_once_leaves_its_last_line(runtime, eventually, monkeypatch):
+    """Nothing was drawn for it, nor is a display told of each function."""
+    stderr, following = Terminal(), []
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(screens.ticker, "add", lambda _: None)
+    dag = chain(3, lambda *_: following.append(runtime.events.following), id="short")
+    runtime.execute(dag, progress=True)
+    no_subscription(runtime, eventually)
+    written = stderr.getvalue()
+    assert "\x1b[?25l" not in written
+    lines = seen(written)
+    assert lines[0].startswith("short")
+    assert lines[0].endswith("3/3 succeeded")
+    assert lines[1].startswith("succeeded: 3/3 functions in ")
+    assert following == [False] * 3
 
 
 def test_the_bar_says_how_a_run_failed(runtime, eventually, monkeypatch):
@@ -243,7 +267,12 @@ def test_output_into_a_file_stays_there(runtime, eventually, monkeypatch):
     monkeypatch.setattr("sys.stderr", stderr)
     monkeypatch.setattr("sys.stdout", stdout)
     monkeypatch.setenv("TERM", "xterm-256color")
-    runtime.execute(chain(2, lambda *_: print("a row of data")), progress=True)
+
+    def write(*_):
+        eventually(lambda: "\x1b[?25l" in stderr.getvalue())
+        print("a row of data")
+
+    runtime.execute(chain(2, write), progress=True)
     no_subscription(runtime, eventually)
     assert stdout.getvalue() == "a row of data\n" * 2
     assert "a row of data" not in stderr.getvalue()

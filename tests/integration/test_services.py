@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -322,6 +323,51 @@ def test_a_runtime_can_be_instrumented_later(make_runtime):
     dag.add_function(handoff.Function("a", (), lambda: 1))
     assert runtime.execute(dag).results["a"] == 1
     runtime.telemetry.close()
+
+
+def test_of_very_many_short_functions_some_are_told_and_all_are_counted(make_runtime, monkeypatch):
+    sdk = pytest.importorskip("opentelemetry.sdk.metrics")
+    export = pytest.importorskip("opentelemetry.sdk.metrics.export")
+    from handoff_actors import telemetry
+
+    reader = export.InMemoryMetricReader()
+    provider = sdk.MeterProvider([reader])
+    monkeypatch.setattr(telemetry.metrics, "get_meter", provider.get_meter)
+    runtime = make_runtime()
+    telemetry.instrument(runtime)
+    dag = handoff.new()
+    for i in range(20_000):
+        dag.add_function(handoff.Function(i, (), int))
+    began = time.perf_counter()
+    runtime.execute(dag)
+    took = time.perf_counter() - began
+    runtime.events.flush(20)
+    runtime.telemetry.close()
+    found = {
+        metric.name: metric.data.data_points
+        for resource in reader.get_metrics_data().resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+    assert [p.value for p in found["handoff.functions"]] == [20_000]
+    (durations,), (queued,) = (
+        found["handoff.function.duration"],
+        found["handoff.function.queue_time"],
+    )
+    # The end of a run is told a little after its answer is there: that is of its time for it.
+    assert 20 <= durations.count <= min(telemetry.MOST_FUNCTIONS, 30 + 1000 * (took + 5))
+    assert durations.count < 20_000
+    assert queued.count == durations.count
+
+
+def test_all_functions_of_a_run_that_is_not_many_are_told():
+    pytest.importorskip("opentelemetry")
+    from handoff_actors.telemetry import _every
+
+    assert _every(30, 0.0) == 1
+    assert _every(1000, 1.0) == 1
+    assert _every(10_000, 0.01) == 250
+    assert _every(100_000, 1e6) == 20
 
 
 def test_what_telemetry_tells_itself_is_nobody_elses(runtime):
