@@ -106,6 +106,11 @@ class Runtime(Status):
         name: of this node; None makes one from the host's name and the process id.
         capabilities: what it offers: resource name to amount; None is ``cpu``, the usable cores,
             and ``memory``, MB.
+        listen: ``"host:port"`` where other nodes can connect; None listens on loopback, and only
+            once that is needed.
+        authkey: of the cluster, hex digits; None reads ``HANDOFF_AUTHKEY``, else makes one.
+        tls: ``{"certfile": ..., "keyfile": ..., "cafile": ...}``, paths of PEM files; None is none.
+        insecure: whether it may listen for other machines without key or certificates.
         isolation: of functions that do not say: ``"thread"`` or ``"process"``.
         max_workers: of threads and of processes; None is max(32, cores) and the cores.
         max_retries: of functions that do not say.
@@ -114,9 +119,10 @@ class Runtime(Status):
         max_retained_runs: how many finished runs stay readable by ``dag_id``.
         max_restarts: how many crashes of its actors within ``max_seconds`` it survives.
         max_seconds: seconds.
+        heartbeat_timeout: seconds of silence after which another node is given up.
+        node_return_timeout: seconds that functions pinned to a lost node wait for its return.
         shutdown_timeout: seconds that ``stop()`` gives to code that is still running.
         on_failure: called with the ``RuntimeFailedError`` when the tree gave up.
-        authkey: hex digits; None reads ``HANDOFF_AUTHKEY``, else makes one.
         memory_limit: how much memory the values of its runs and those stored may take: bytes, or
             text as ``"2 GB"``; what is more goes to disk and is read back where it is needed. None
             is no limit.

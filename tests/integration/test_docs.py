@@ -124,6 +124,15 @@ def test_shell_blocks_run(page, folder):
             assert plain(done.stdout) == plain(said), f"{page}, line {line + 1}"
 
 
+@pytest.mark.parametrize(("made", "command"), [("help", []), ("help_run", ["run"])])
+def test_the_help_that_is_shown_is_the_help_there_is(made, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "handoff_actors", *command, "--help"],
+        capture_output=True, text=True, timeout=60, check=True, env=environment(),
+    )  # fmt: skip
+    assert plain(done.stdout) == plain((ROOT / "docs" / "made" / f"{made}.txt").read_text())
+
+
 def test_what_is_not_run_is_little():
     skipped = [b for page in PAGES for b in blocks(page) if b[1] == "skipped"]
     ran = [b for page in PAGES for b in blocks(page) if b[1] in ("python", "sh")]
