@@ -1120,11 +1120,11 @@ def test_the_interpreter_exits_quickly_with_runs_in_progress(script: Any, how: s
 
         def thread():
             started.set()
-            threading.Event().wait(60)
+            threading.Event().wait(600)
 
         async def coroutine():
             started.set()
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
 
         runs = [
             handoff.submit(handoff.new().add_function(handoff.Function("f", (), {how})))
@@ -1134,7 +1134,7 @@ def test_the_interpreter_exits_quickly_with_runs_in_progress(script: Any, how: s
         handoff.get_result
         """
     )
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60  # they wait for ten minutes
     assert done.stdout == done.stderr == ""
 
 
