@@ -76,7 +76,7 @@ def prepare(
         raise ConfigurationError(f"dag_id {reason}")
     inputs = given["inputs"]
     values = {} if inputs is None and not plan.n_inputs else _inputs(plan, inputs, dag_id)
-    hub = None if local else home.hub()
+    node, workers, hub = home.node(), home.workers, None if local else home.hub()
     defaults, options = home.usual
     if given is not defaults or local or hub is not None:
         usual = home.options
@@ -92,13 +92,13 @@ def prepare(
         )
     if not local:
         others = {} if hub is None else hub.offered()
-        check_feasible(plan, home.node(), home.offered(), dag_id, others)
+        check_feasible(plan, node, home.offered(), dag_id, others)
         if hub is not None:
-            check_portable(plan, home.node(), dag_id)
-    home.workers.processes.check(plan, options.isolation, dag_id)
+            check_portable(plan, node, dag_id)
+    workers.processes.check(plan, options.isolation, dag_id)
     run = Run(dag_id)
-    data = RunData(key, dag_id, plan, values, options, home.node(), run)
-    data.limit(home.workers.budget)
+    data = RunData(key, dag_id, plan, values, options, node, run)
+    data.limit(workers.budget)
     data.functions = dag.functions
     data.submitted = perf_counter()
     run.bind(data)

@@ -37,11 +37,11 @@ def check_feasible(
         AllocationError: a pin names a node that was never seen, or a cost is more than any node
             has.
     """
-    here = {node: offered.get(node, {})}
     for number, kind in enumerate(plan.classes):
         if kind.pin is None and kind.group is None and not kind.cost:
             continue
-        nodes: Mapping[str, Mapping[str, float] | None] = {**here, **others}
+        nodes: Mapping[str, Mapping[str, float] | None]
+        nodes = {node: offered.get(node, {}), **others}
         if kind.pin is not None:
             if kind.pin not in nodes:
                 id_ = _first(plan, number)

@@ -5,7 +5,8 @@ Compiling costs O(V+E), where an inline counts once for each function that evalu
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from handoff_actors.graph.callables import Code, is_coroutine_callable, resolve_code
@@ -39,10 +40,12 @@ _CLASSED = ASYNC | STATE | TIMED | PLACED | PATH  # what is not at once in the d
 _NO_DEFAULT = _CLASSED | INLINE | INPUT
 _INTS = frozenset({int})
 _DEFAULT_CLASS = LaneClass()
+_DEFAULT_CLASSES = [_DEFAULT_CLASS]
 _DEFAULT_KEY = (0, None, None, None, "micro", ())
 _OWN_CLASS = ASYNC | STATE | TIMED
 _NOT_PLAIN = BOUND | STATE | ASYNC
 _SPECIAL = _NOT_PLAIN | WRAPPED | INLINE | INPUT | REPEATED | PATH  # args are not just looked up
+_USUAL = {0}
 _SMALL = 16  # so many values that an inline needs are remembered
 
 
@@ -55,22 +58,61 @@ def compile_plan(dag: DAG) -> Plan:
         InvalidFunctionError: code cannot be imported, or a collocation cannot be met.
     """
     functions = dag.functions
+    shapes = set(map(_shape_of, functions.values()))
+    make = _usual_plan if shapes == _USUAL else _compiler(functions, shapes)
+    try:
+        # Most DAGs are built in an order in which they can run.
+        return make(functions.values())
+    except KeyError:
+        pass
+    return make(in_order(functions))
+
+
+def _compiler(
+    functions: Mapping[Hashable, Function], shapes: set[int]
+) -> Callable[[Iterable[Function]], Plan]:
+    """What makes the plan of functions of any shape."""
     union = 0
-    some_default = False
-    for shape in {f.shape for f in functions.values()}:
+    for shape in shapes:
         union |= shape
-        if not shape & _NO_DEFAULT:
-            some_default = True
+    some_default = any(not shape & _NO_DEFAULT for shape in shapes)
     groups = None
     if union & COLLOCATED:
         groups = resolve_groups(functions)
         some_default = False
-    try:
-        # Most DAGs are built in an order in which they can run.
-        return _Compiler(functions.values(), union, groups, some_default).plan
-    except KeyError:
-        pass
-    return _Compiler(in_order(functions), union, groups, some_default).plan
+    return lambda ordered: _Compiler(ordered, union, groups, some_default).plan
+
+
+def _usual_plan(functions: Iterable[Function]) -> Plan:
+    """As ``_Compiler``, of functions that are no more than ``code(*results)``, anywhere."""
+    plan = Plan()
+    plan.functions = regular = list(functions)
+    plan.ids = ids = list(map(_id_of, regular))
+    plan.n = n = len(ids)
+    plan.codes = list(map(_code_of, regular))
+    plan.calls = {}
+    plan.class_of = [0] * n
+    plan.classes = _DEFAULT_CLASSES
+    args_of = list(map(_args_of, regular))
+    if any(args_of):
+        index: dict[Hashable, int] = {}
+        dependents: list[list[int]] = [[] for _ in ids]
+        value_of = index.__getitem__
+        deps_of: list[tuple[int, ...]] = []
+        for i, args in enumerate(args_of):
+            deps = tuple(map(value_of, args))
+            deps_of.append(deps)
+            for d in deps:
+                dependents[d].append(i)
+            index[ids[i]] = i
+        plan.index, plan.dependents, plan.deps = index, dependents, deps_of
+    else:
+        plan.deps = cast("list[tuple[int, ...]]", args_of)
+    plan.plain = cast("list[tuple[int, ...] | None]", plan.deps)
+    return plan
+
+
+_shape_of, _id_of, _code_of, _args_of = map(attrgetter, ("shape", "id", "code", "args"))
 
 
 class _Compiler:
@@ -113,21 +155,15 @@ class _Compiler:
         plan.classes = [_DEFAULT_CLASS] if some_default else []
         plan.dependents = [[] for _ in plan.functions]
         self._columns(ordered)
-        plan.consumers = list(map(len, plan.dependents))
-        plan.sinks = [i for i, readers in enumerate(plan.dependents) if not readers and i < n]
-        if inputs:
-            plan.indegree = [sum([d < n for d in deps]) for deps in plan.deps]
-        else:
-            plan.indegree = list(map(len, plan.deps))
-        plan.groups, plan.group_of, plan.group_pins = [], {}, []
         if groups is not None:
-            plan.group_pins = groups.pins
+            group_of: dict[int, int] = {}
             members: list[list[int]] = [[] for _ in groups.pins]
             for i, id_ in enumerate(plan.ids):
                 group = groups.group_of.get(id_)
                 if group is not None:
-                    plan.group_of[i] = group
+                    group_of[i] = group
                     members[group].append(i)
+            plan.group_pins, plan.group_of = groups.pins, group_of
             plan.groups = list(map(tuple, members))
 
     def _columns(self, ordered: list[Function]) -> None:

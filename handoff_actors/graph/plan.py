@@ -6,14 +6,35 @@ collocations are resolved, code given as a path is imported. Nobody changes a pl
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, cast
 
 from handoff_actors.graph.callables import Code
 from handoff_actors.graph.calls import Call, Converted, InlineCall, LaneClass, Source
 from handoff_actors.graph.function import Function
 
 __all__ = ["Call", "Converted", "InlineCall", "LaneClass", "Plan", "Source"]
+
+
+_T = TypeVar("_T")
+
+
+class _Lazy(Generic[_T]):
+    """A column that is made when it is looked at first, and stays.
+
+    Two threads may both make it, as nothing is locked: what they make is the same.
+    """
+
+    __slots__ = ("_make", "_name")
+
+    def __init__(self, make: Callable[[Any], _T]) -> None:
+        self._make = make
+        self._name = make.__name__
+
+    def __get__(self, plan: Plan, _owner: type[Plan]) -> _T:
+        found = plan.__dict__[self._name] = self._make(plan)
+        return found
 
 
 class Plan:
@@ -44,45 +65,54 @@ class Plan:
         group_pins: for each group the name of the node it is pinned to, or None.
     """
 
-    __slots__ = (
-        "calls",
-        "class_of",
-        "classes",
-        "codes",
-        "consumers",
-        "dependents",
-        "deps",
-        "functions",
-        "group_of",
-        "group_pins",
-        "groups",
-        "ids",
-        "indegree",
-        "index",
-        "n",
-        "n_inputs",
-        "plain",
-        "sinks",
-    )
-
     ids: list[Hashable]
-    index: dict[Hashable, int]
     functions: list[Function]
     n: int
-    n_inputs: int
+    n_inputs: int = 0
     deps: list[tuple[int, ...]]
-    dependents: list[list[int]]
-    indegree: list[int]
-    consumers: list[int]
-    sinks: list[int]
     plain: list[tuple[int, ...] | None]
     codes: list[Code]
     calls: dict[int, Call]
     class_of: list[int]
     classes: list[LaneClass]
-    groups: list[tuple[int, ...]]
-    group_of: dict[int, int]
-    group_pins: list[str | None]
+    groups: Sequence[tuple[int, ...]] = ()
+    group_of: Mapping[int, int] = MappingProxyType({})
+    group_pins: Sequence[str | None] = ()
+
+    # What a run of few functions may never look at is made when it is.
+
+    @_Lazy
+    def index(self) -> dict[Hashable, int]:
+        """See the class."""
+        return {id_: value for value, id_ in enumerate(self.ids)}
+
+    @_Lazy
+    def dependents(self) -> list[list[int]]:
+        """See the class."""
+        found: list[list[int]] = [[] for _ in self.ids]
+        for i, deps in enumerate(self.deps):
+            for d in deps:
+                found[d].append(i)
+        return found
+
+    @_Lazy
+    def indegree(self) -> list[int]:
+        """See the class."""
+        n = self.n
+        if self.n_inputs:
+            return [sum([d < n for d in deps]) for deps in self.deps]
+        return list(map(len, self.deps))
+
+    @_Lazy
+    def consumers(self) -> list[int]:
+        """See the class."""
+        return list(map(len, self.dependents))
+
+    @_Lazy
+    def sinks(self) -> list[int]:
+        """See the class."""
+        n = self.n
+        return [i for i, readers in enumerate(self.dependents) if not readers and i < n]
 
     def call(self, i: int) -> Call:
         """The call of the regular function ``i``, made when it is plain."""

@@ -235,7 +235,6 @@ def empty_plan(n: int, n_inputs: int, classes: Iterable[tuple[Any, ...]]) -> Pla
     plan.calls = {}
     plan.class_of = [0] * n
     plan.classes = [LaneClass(*kind) for kind in classes]
-    plan.groups, plan.group_of, plan.group_pins = [], {}, []
     return plan
 
 

@@ -122,11 +122,10 @@ class Processes:
         Raises:
             SerializationError: names the function, and what of its code it is.
         """
-        wanted = [
-            number
-            for number, kind in enumerate(plan.classes)
-            if (kind.isolation or isolation) == "process"
-        ]
+        wanted: list[int] = []
+        for number, kind in enumerate(plan.classes):
+            if (kind.isolation or isolation) == "process":
+                wanted.append(number)
         if not wanted:
             return
         from handoff_actors.execution.workers.process import check_call
