@@ -15,6 +15,9 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import Function
+from handoff_actors.execution.workers import process_lane
+from handoff_actors.execution.workers.packing import unpack
+from handoff_actors.execution.workers.process_worker import ProcessWorker
 
 
 @pytest.fixture
@@ -287,6 +290,118 @@ def test_an_innocent_in_the_same_batch_is_not_charged(
     assert [results[i] for i in range(100)] == list(range(100))
     for i in range(1, 50, 2):
         assert (tmp_path / f"i{i}").read_text() == "x\n", "at most once"
+
+
+BeforeSend = Callable[[ProcessWorker, Any], None]
+
+
+@pytest.fixture
+def on_send(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[ProcessWorker, Any], None]], None]:
+    """Has something done with the worker and the items before each ``send``."""
+    send = ProcessWorker.send
+
+    def install(before: BeforeSend) -> None:
+        def sending(worker: ProcessWorker, dag_id: Any, items: Any) -> Any:
+            before(worker, items)
+            return send(worker, dag_id, items)
+
+        monkeypatch.setattr(ProcessWorker, "send", sending)
+
+    return install
+
+
+def kill(worker: ProcessWorker) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(worker.dead)
+
+
+def test_what_a_process_had_sent_before_it_died_is_read(
+    make_runtime: Any, on_send: Any, tmp_path: Path
+) -> None:
+    """It is found dead by ``send``, when all outcomes of what it held are there to be read."""
+    killed: list[int] = []
+
+    def kill_with_outcomes(worker: ProcessWorker, _items: Any) -> None:
+        left = len(worker._frame_of)
+        if killed or not left:
+            return
+        while left > 0:
+            frame = worker._reader.read()
+            if frame is not None:
+                worker._inbox.append(frame)
+                left -= len(unpack(*frame))
+        kill(worker)
+        killed.append(worker.pid)
+
+    def code(i: int) -> int:
+        count(tmp_path / f"i{i}")
+        time.sleep(2e-4)
+        return i
+
+    runtime = make_runtime(isolation="process", max_workers=1)
+    dag = handoff.new()
+    for i in range(300):
+        dag.add_function(Function(i, (), code, extra_args=[i]))
+    on_send(kill_with_outcomes)
+    results = runtime.execute(dag, timeout=30).results
+    assert [results[i] for i in range(300)] == list(range(300))
+    assert killed
+    assert {(tmp_path / f"i{i}").read_text() for i in range(300)} == {"x\n"}, "each ran once"
+
+
+def test_nothing_is_sent_behind_what_may_run_at_most_once(
+    make_runtime: Any, on_send: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it not alone when its process dies, nobody could tell who is to be charged."""
+    monkeypatch.setattr(process_lane, "_LOOK", 0.01)
+    path = tmp_path / "n"
+
+    def kill_while_it_runs(worker: ProcessWorker, _items: Any) -> None:
+        if path.exists() and worker._frame_of:
+            kill(worker)
+
+    def once() -> None:
+        count(path)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    runtime = make_runtime(isolation="process", max_workers=1)
+    dag = handoff.new()
+    for i in range(50):
+        dag.add_function(Function(i, (), int))
+    dag.add_function(Function("once", (), once, max_crashes=0))
+    for i in range(50, 100):
+        dag.add_function(Function(i, (), int))
+    on_send(kill_while_it_runs)
+    with pytest.raises(handoff.FunctionCrashedError) as caught:
+        runtime.execute(dag, timeout=30)
+    assert caught.value.function_id == "once"
+    assert path.read_text() == "x\n", "at most once"
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_process_that_dies_before_it_has_a_function_is_charged_the_second_time(
+    runtime: handoff.Runtime, on_send: Any, tmp_path: Path, deaths: int
+) -> None:
+    killed: list[int] = []
+
+    def kill_first(worker: ProcessWorker, _items: Any) -> None:
+        if len(killed) < deaths:
+            kill(worker)
+            killed.append(worker.pid)
+
+    path = tmp_path / "n"
+    dag = single(lambda: count(path), max_crashes=0)
+    on_send(kill_first)
+    if deaths == 1:
+        assert runtime.execute(dag, timeout=30).results["f"] == 1
+    else:
+        with pytest.raises(handoff.FunctionCrashedError):
+            runtime.execute(dag, timeout=30)
+        assert not path.exists()
+    assert len(killed) == deaths
 
 
 def test_kills_from_outside(runtime: handoff.Runtime, claims_at_zero: Any) -> None:

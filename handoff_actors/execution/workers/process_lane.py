@@ -9,6 +9,7 @@ singly from then on, so that the one who kills its worker is found, and alone pa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Hashable, Iterable
 from time import perf_counter as clock
@@ -45,6 +46,7 @@ class ProcessLane:
     """
 
     __slots__ = (
+        "alone",
         "claim",
         "flying",
         "loans",
@@ -68,6 +70,7 @@ class ProcessLane:
         self.timer: Any = None
         self.timed_out = -1
         self.loans = 0
+        self.alone = False  # what it holds is to be the only one in its process
 
     def tokens(self) -> Iterable[int]:
         """The attempts that are in the process."""
@@ -152,6 +155,9 @@ class ProcessLane:
                 self._serve(worker)
             except WorkerLost as error:
                 lost = error
+                with contextlib.suppress(WorkerLost):
+                    while True:  # what it had sent before it died may not have been read
+                        self._receive(worker)
             finally:
                 self.workers.processes.end(worker)
                 self.worker = None
@@ -178,12 +184,9 @@ class ProcessLane:
 
     def _serve(self, worker: ProcessWorker) -> None:
         queue, data = self.queue, self.queue.data
-        n = data.plan.n
-        by, me = data.trail.by, data.trail.worker(f"pid {worker.pid}")
-        assert data.ref is not None
         while True:
             room = self._quota() - len(self.flying)
-            if room > 0:
+            if room > 0 and not (self.alone and self.flying):
                 self._send(worker, room)
             if not self.flying:
                 if queue.ready and not data.stopping:
@@ -197,41 +200,51 @@ class ProcessLane:
             if data.stopping:
                 # Sent in the moment in which the run ended: ``stop`` did not see it.
                 worker.kill()
-            # All it holds may have been taken back meanwhile, or more coroutines be ready.
-            outcomes = worker.receive(_COROUTINE_LOOK if queue.kind.is_async else _LOOK)
-            if not outcomes:
+            if not self._receive(worker):
                 continue
-            failed: list[Raised] = []
-            for outcome in outcomes:
-                token = outcome.token
-                sent = self.flying.pop(token, None)
-                self.nested.pop(token, None)
-                if sent is None:
-                    continue
-                i = token % n
-                data.starts[i], data.ends[i], by[i] = outcome.started, outcome.ended, me
-                took = outcome.ended - outcome.started
-                self.mean += 0.3 * (took - self.mean) if self.mean else took
-                if self.timer is not None:
-                    self.timer.cancel()
-                    self.timer = None
-                if outcome.ok:
-                    data.done.append((token, outcome.value))
-                else:
-                    final = isinstance(outcome.value, SerializationError)
-                    failed.append(Raised(token, outcome.value, data.node, final))
-            queue.ended += len(outcomes)
-            queue.mean = self.mean
-            data.reports.extend(failed)
-            data.ref.signal()
-            if data.budget is not None:
-                data.budget.relieve()
             waiting = len(queue.ready)
             if waiting > 1 and len(queue.lanes) - len(queue.parked) < queue.company:
                 queue.grow(1)
             if not self.flying and queue.ready and queue.contended(self):
                 queue.give_way(self)
                 return
+
+    def _receive(self, worker: ProcessWorker) -> bool:
+        """Wait for outcomes and put them where they belong; False if none came for a while."""
+        queue, data = self.queue, self.queue.data
+        # All it holds may have been taken back meanwhile, or more coroutines be ready.
+        outcomes = worker.receive(_COROUTINE_LOOK if queue.kind.is_async else _LOOK)
+        if not outcomes:
+            return False
+        n = data.plan.n
+        by, me = data.trail.by, data.trail.worker(f"pid {worker.pid}")
+        failed: list[Raised] = []
+        for outcome in outcomes:
+            token = outcome.token
+            sent = self.flying.pop(token, None)
+            self.nested.pop(token, None)
+            if sent is None:
+                continue
+            i = token % n
+            data.starts[i], data.ends[i], by[i] = outcome.started, outcome.ended, me
+            took = outcome.ended - outcome.started
+            self.mean += 0.3 * (took - self.mean) if self.mean else took
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            if outcome.ok:
+                data.done.append((token, outcome.value))
+            else:
+                final = isinstance(outcome.value, SerializationError)
+                failed.append(Raised(token, outcome.value, data.node, final))
+        queue.ended += len(outcomes)
+        queue.mean = self.mean
+        data.reports.extend(failed)
+        assert data.ref is not None
+        data.ref.signal()
+        if data.budget is not None:
+            data.budget.relieve()
+        return True
 
     def _quota(self) -> int:
         """How many attempts the process may hold."""
@@ -248,12 +261,13 @@ class ProcessLane:
         return max(1, min(int(_BATCH_SECONDS / self.mean), share, _LONGEST_BATCH))
 
     def _send(self, worker: ProcessWorker, room: int) -> None:
-        from handoff_actors.execution.workers.process import WorkItem
+        from handoff_actors.execution.workers.process import WorkerLost, WorkItem
 
         queue, data = self.queue, self.queue.data
         plan, n = data.plan, data.plan.n
         processes = self.workers.processes
         items: list[WorkItem] = []
+        self.alone = False
         while room > 0 and not data.stopping:
             try:
                 token = queue.ready.popleft()
@@ -278,16 +292,35 @@ class ProcessLane:
             items.append(WorkItem(token, key, plan.ids[i], token // n + 1, values))
             room -= 1
             if alone:
+                self.alone = True
                 break
         if not items:
             return
         if queue.kind.timed:
             self._set_timer(items[0].token)
-        for token, refusal in worker.send(data.dag_id, items):
+        try:
+            refused = worker.send(data.dag_id, items)
+        except WorkerLost:
+            self._unsent([item.token for item in items])
+            raise
+        for token, refusal in refused:
             self.flying.pop(token, None)
             data.report(Raised(token, refusal, data.node, final=True))
         if len(self.flying) > 1:
             queue.arm()
+
+    def _unsent(self, tokens: list[int]) -> None:
+        """The process was dead before it had them: that is charged to none, the first time.
+
+        What is large may kill who is about to read it: so they run singly from now on.
+        """
+        data = self.queue.data
+        n = data.plan.n
+        spared = [t for t in tokens if t % n not in data.suspects]
+        spared = [t for t in spared if self.flying.pop(t, None) is not None]
+        data.suspects.update(t % n for t in spared)
+        if spared and not data.stopping:
+            data.report(Withdrawn(spared))
 
     def _set_timer(self, token: int) -> None:
         timeout = self.queue.data.plan.functions[token % self.queue.data.plan.n].timeout
