@@ -187,7 +187,7 @@ class FrameReader:
             OSError: the connection broke.
         """
         while True:
-            if self._targets is None:
+            if self._targets is None and self._start < self._end:
                 frame = self._next()
                 if frame is not None:
                     return frame

@@ -40,6 +40,8 @@ class Payload:
     @property
     def nbytes(self) -> int:
         """The size of all of it."""
+        if not self.buffers:
+            return len(self.head)
         return len(self.head) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -172,6 +172,8 @@ class Crew(abc.ABC):
 
     def end_claim(self, lane: Lane) -> None:
         """A lane's claim goes back, if nobody has seen to that."""
+        if lane.claim is None:
+            return
         with self.lock:
             claim, lane.claim = lane.claim, None
         if claim is not None:

@@ -97,7 +97,7 @@ class LossyState(RunState):
         count = 0
         for token in tokens:
             i = token % n
-            if done[i] or token != self.token(i):
+            if done[i] or token != (self.token(i) if self.histories else i):
                 continue
             done[i] = 1
             count += 1
@@ -145,6 +145,8 @@ class LossyState(RunState):
                 step.ready.append(token)
 
     def _gone_among(self, values: Iterable[int]) -> list[int]:
+        if not self.absent and self.needed is None:
+            return []
         return [d for d in values if d < self.plan.n and self.done[d] and self._is_gone(d)]
 
     def _is_gone(self, d: int) -> bool:

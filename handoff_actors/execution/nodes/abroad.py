@@ -197,7 +197,7 @@ class Abroad:
             self._version = self.hub.version
             self.stale.clear()
             names = self.spread.sites
-        else:
+        elif self.stale:
             names = [name for name in self._taken_stale() if name in self.spread.sites]
         for name in names:
             found = self.hub.capacity(name, self)
@@ -277,7 +277,8 @@ class Abroad:
             data.trail.moved(
                 Transfer(index, source, node, start + offset, end + offset, size, count)
             )
-        data.reports.extend(Report(node, report) for report in message.reports)
+        if message.reports:
+            data.reports.extend([Report(node, report) for report in message.reports])
         self._plain = plain
         if data.ref is None:
             return

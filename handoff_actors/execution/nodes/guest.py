@@ -31,7 +31,7 @@ from handoff_actors.errors import NodeDownError, SerializationError
 from handoff_actors.execution.nodes.gather import Gatherer
 from handoff_actors.execution.nodes.lessons import empty_plan, learn, unpacked
 from handoff_actors.execution.nodes.messages import (
-    SERVICE,
+    OUTCOMES,
     Begin,
     Carried,
     End,
@@ -364,15 +364,17 @@ class GuestRunner(Actor):
     def _send(self, rows: list[tuple[int, Any]], reports: list[Any]) -> None:
         data = self.data
         held, n, enclosed = data.held, data.plan.n, data.enclosed
+        ready = True
+        for token, value in rows:
+            if token not in enclosed and not (is_plain(value) and token % n not in held):
+                ready = False
+                break
+        for report in reports:
+            if not isinstance(report, (Withdrawn, TimedOut, tuple)):
+                ready = False
         with data.outbox_lock:
             busy = data.sending
-            ready = not busy and all(
-                token in enclosed or (is_plain(value) and token % n not in held)
-                for token, value in rows
-            )
-            if not ready or not all(
-                isinstance(report, (Withdrawn, TimedOut, tuple)) for report in reports
-            ):
+            if busy or not ready:
                 data.outbox.append((rows, reports))
                 ready = False
                 data.sending = True
@@ -442,17 +444,18 @@ def post_outcomes(
     """Tell the orchestrator; if it is gone, nobody wants to know."""
     n, starts, ends = data.plan.n, data.starts, data.ends
     tokens = [token for token, _ in rows]
+    indices = [token % n for token in tokens]
     message = Outcomes(
         data.run_name[2],
         tokens,
         values,
-        [starts[token % n] for token in tokens],
-        [ends[token % n] for token in tokens],
-        [pack_report(report, data) for report in reports],
+        list(map(starts.__getitem__, indices)),
+        list(map(ends.__getitem__, indices)),
+        [pack_report(report, data) for report in reports] if reports else (),
         _taken(data) if data.trail.transfers else (),
     )
     try:
-        data.peer.post(SERVICE, message)
+        data.peer.post(OUTCOMES, tuple(message))
     except (NodeDownError, SerializationError):
         return
 

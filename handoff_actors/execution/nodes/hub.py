@@ -38,8 +38,10 @@ from handoff_actors.execution.nodes.abroad import Abroad
 from handoff_actors.execution.nodes.fetching import Fetcher, GoneError, Shelf, Wish
 from handoff_actors.execution.nodes.guest import Abandon, GuestData, GuestRunner
 from handoff_actors.execution.nodes.messages import (
+    OUTCOMES,
     SERVICE,
     VALUES,
+    WORK,
     AskCrew,
     Begin,
     Capacity,
@@ -50,6 +52,7 @@ from handoff_actors.execution.nodes.messages import (
     Outcomes,
     RunName,
     ValueKey,
+    Work,
 )
 from handoff_actors.execution.nodes.reports import LostGuest, Report
 from handoff_actors.execution.run_data import MISSING, RunData
@@ -119,6 +122,8 @@ class Hub:
 
     def open(self) -> None:
         """Answer from now on."""
+        self.cluster.serve(WORK, on_post=self._on_work)
+        self.cluster.serve(OUTCOMES, on_post=self._on_outcomes)
         self.cluster.serve(SERVICE, on_post=self._on_post, on_call=self._on_call)
         self.cluster.serve(VALUES, on_call=self._on_call, on_fetch=self._shelf.on_fetch)
         self.cluster.watch(self._on_peer)
@@ -263,14 +268,20 @@ class Hub:
 
     # What comes from other nodes.
 
+    def _on_work(self, peer: Peer, message: Any) -> None:
+        guest = self.guests.get((peer.session, message[0]))
+        if guest is not None and not self._closed:
+            guest.say(Work._make(message))
+
+    def _on_outcomes(self, peer: Peer, message: Any) -> None:
+        data = self.runs.get(message[0])
+        if data is not None and data.away is not None and not self._closed:
+            data.away.outcomes(peer, Outcomes._make(message))
+
     def _on_post(self, peer: Peer, message: Any) -> None:
         if self._closed:
             return
-        if isinstance(message, Outcomes):
-            data = self.runs.get(message.key)
-            if data is not None and data.away is not None:
-                data.away.outcomes(peer, message)
-        elif isinstance(message, Capacity):
+        if isinstance(message, Capacity):
             self._capacities[peer.session] = (message.total, message.others)
             self._totals[peer.name] = message.total
             self.news()

@@ -143,6 +143,10 @@ class Teacher:
         self._known = bytearray(plan.n)
         self._codes: set[int] = set()
 
+    def knows(self, i: int) -> bool:
+        """Whether it can run this function."""
+        return bool(self._known[i])
+
     def lesson(self, indices: Iterable[int], lesson: Lesson) -> None:
         """Add what the guest must learn to run these functions.
 

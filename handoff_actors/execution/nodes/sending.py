@@ -24,6 +24,7 @@ from handoff_actors.execution.nodes.lessons import (
 )
 from handoff_actors.execution.nodes.messages import (
     SERVICE,
+    WORK,
     Begin,
     Carried,
     Forget,
@@ -69,16 +70,17 @@ class Site:
         self.has = bytearray(values)
         self.cut = 0
 
-    def unsay(self, lesson: Lesson, values: Iterable[int]) -> None:
+    def unsay(self, lesson: Lesson | None, values: Iterable[int]) -> None:
         """What was to be said was not: out of memory, say."""
-        self.teacher.forget(lesson)
+        if lesson is not None:
+            self.teacher.forget(lesson)
         for d in values:
             self.has[d] = 0
 
-    def post(self, message: Any) -> bool:
+    def post(self, message: Any, service: str = SERVICE) -> bool:
         """Say something; False if nobody hears it."""
         try:
-            self.peer.post(SERVICE, message)
+            self.peer.post(service, message)
         except NodeDownError:
             return False
         return True
@@ -148,7 +150,7 @@ class Sender:
         if site is None:
             return  # it is gone: that comes as a message, and its attempts are lost
         data, n = self.data, self.data.plan.n
-        lesson = Lesson()
+        lesson: Lesson | None = None
         values: dict[int, Any] = {}
         places: dict[int, str] = {}
         sizes: dict[int, int] = {}
@@ -156,7 +158,9 @@ class Sender:
         for token in tokens:
             i = token % n
             try:
-                site.teacher.lesson((i,), lesson)
+                if not site.teacher.knows(i):
+                    lesson = lesson or Lesson()
+                    site.teacher.lesson((i,), lesson)
                 self._add_values(site, name, i, values, places, sizes)
             except _LostInputError:
                 # It waited for its node, or for room, while what it takes was lost.
@@ -172,15 +176,16 @@ class Sender:
                     failed.append(Raised(token, error, data.node, final=True))
                 continue
             sent.append(token)
-        if lesson.indices:
-            site.teacher.ahead(lesson)
+        new = lesson if lesson is not None and lesson.indices else None
+        if new is not None:
+            site.teacher.ahead(new)
         cut = self.cut[site.cut :]
-        if not (sent or lesson.indices or values or places or cut):
+        if not (sent or new is not None or values or places or cut):
             return
-        new = lesson if lesson.indices else None
         start = perf_counter()
         try:
-            heard = site.post(Work(data.key, sent, new, values, places, sizes, cut))
+            work = Work(data.key, sent, new, values, places, sizes, cut)
+            heard = site.post(tuple(work), WORK)
         except BaseException:
             site.unsay(lesson, (*values, *places))
             raise

@@ -233,9 +233,11 @@ class Spread:
                 self._short.setdefault(number, {})[name] = None
             else:
                 site.placed[number] -= 1
-                self.moved.add(name)
-                if site.up:
-                    self._index.give(name, self._keys[number])
+                cost = self._keys[number]
+                if cost:
+                    self.moved.add(name)
+                    if site.up:
+                        self._index.give(name, cost)
 
     def took(self, token: int, seconds: float) -> None:
         """How long an attempt ran."""
@@ -255,7 +257,7 @@ class Spread:
     @property
     def waits(self) -> bool:
         """Whether something waits for room."""
-        return bool(self._incoming) or any(self._backlog.values())
+        return bool(self._incoming or (self._backlog and any(self._backlog.values())))
 
     @property
     def is_ahead(self) -> bool:
@@ -307,7 +309,7 @@ class Spread:
                 self.parked.setdefault(target, []).append(token)
                 continue
             self._put(token, site, number, out)
-        if any(self._backlog.values()):
+        if self._backlog and any(self._backlog.values()):
             self._allocate(out)
         return out
 
@@ -320,9 +322,11 @@ class Spread:
             site.ahead[number] = site.ahead.get(number, 0) + 1
         else:
             site.placed[number] = site.placed.get(number, 0) + 1
-            self.moved.add(site.name)
-            self._index.take(site.name, self._keys[number])
-            self._short.setdefault(number, {})[site.name] = None
+            cost = self._keys[number]
+            if cost:
+                self.moved.add(site.name)
+                self._index.take(site.name, cost)
+                self._short.setdefault(number, {})[site.name] = None
         batch = out.get(site.name)
         if batch is None:
             out[site.name] = [token]
