@@ -274,9 +274,9 @@ class Hub:
             guest.say(Work._make(message))
 
     def _on_outcomes(self, peer: Peer, message: Any) -> None:
-        data = self.runs.get(message[0])
-        if data is not None and data.away is not None and not self._closed:
-            data.away.outcomes(peer, Outcomes._make(message))
+        run = self.runs.get(message[0])
+        if run is not None and run.away is not None and not self._closed:
+            run.away.outcomes(peer, Outcomes._make(message))
 
     def _on_post(self, peer: Peer, message: Any) -> None:
         if self._closed:
@@ -291,9 +291,9 @@ class Hub:
         elif isinstance(message, Begin):
             self._begin(peer, message)
         elif isinstance(message, GuestLost):
-            data = self.runs.get(message.key)
-            if data is not None and data.ref is not None and not data.over:
-                data.ref.cast(LostGuest(peer, message.reason))
+            run = self.runs.get(message.key)
+            if run is not None and run.ref is not None and not run.over:
+                run.ref.cast(LostGuest(peer, message.reason))
         else:
             guest = self.guests.get((peer.session, message.key))
             if guest is not None:
