@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 from handoff_actors._version import __version__
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.dynamic_supervisor import DynamicSupervisor
+from handoff_actors.actors.names import Names
 from handoff_actors.actors.reasons import Exit, Reason, reason_text
 from handoff_actors.actors.server import Actor
 from handoff_actors.actors.specs import ChildSpec, SupervisorFlags
@@ -182,14 +183,14 @@ class Life(abc.ABC):
                 system.timers.open()
                 self._root = system.start(
                     Supervisor(
-                        self._children(),
+                        self._children(system.names),
                         SupervisorFlags("one_for_one", options.max_restarts, options.max_seconds),
                         on_restart=self._on_restart,
                         on_give_up=self._on_give_up,
                     ),
                     "supervisor",
                 )
-                refs = self._refs = {name: self._require(name) for name in NAMES}
+                refs = self._refs = {name: system.names.known(name) for name in NAMES}
                 self._workers.tracker = refs["resource_tracker"]
                 self._workers.on_available(self._on_available)
                 self._desk.executor = refs["distributed_executor"]
@@ -236,13 +237,8 @@ class Life(abc.ABC):
             # Another version of its API, or a provider that raises: work comes first.
             log.warning("telemetry_failed", node=self._name, error=describe(error))
 
-    def _require(self, name: str) -> Ref:
-        assert self._system is not None
-        ref = self._system.names.whereis(name)
-        assert ref is not None, name
-        return ref
-
-    def _children(self) -> list[ChildSpec]:
+    def _children(self, names: Names) -> list[ChildSpec]:
+        """What the tree is of; a child finds those before it by ``names``, as long as it is."""
         options = self.options
         restarts, seconds = options.max_restarts, options.max_seconds
         store_table: Table[Any, Any] = Table()
@@ -281,15 +277,15 @@ class Life(abc.ABC):
             spec(
                 "distributed_executor",
                 lambda: DistributedExecutor(
-                    self._desk, self._require("execution_supervisor"), restarts, seconds
+                    self._desk, names.known("execution_supervisor"), restarts, seconds
                 ),
             ),
             spec(
                 "distributed_result_store",
                 lambda: DistributedResultStore(
                     self._name,
-                    self._require("result_store"),
-                    self._require("data_location_registry"),
+                    names.known("result_store"),
+                    names.known("data_location_registry"),
                 ),
             ),
         ]

@@ -94,6 +94,10 @@ class Carriers:
 
     Args:
         name: the prefix of the threads' names.
+
+    Attributes:
+        opened: when it was made, monotonic seconds.
+        backlog: jobs that wait for a thread, as the machine gives no more.
     """
 
     def __init__(self, name: str) -> None:
@@ -103,6 +107,7 @@ class Carriers:
         self._lock = threading.Lock()
         self._all: set[Carrier] = set()
         self._closed = False
+        self.opened = time.monotonic()
         self.backlog: deque[Job] = deque()
         self._retry: Callable[[float, Callable[[], None]], object] | None = None
 
@@ -220,6 +225,10 @@ class Carriers:
         except ValueError:
             return False
         return True
+
+    def is_spare(self, carrier: Carrier) -> bool:
+        """Whether a thread waits for a job that may still come."""
+        return not self._closed and carrier in self._parked
 
     def gone(self, carrier: Carrier) -> None:
         """Forget a thread that ends."""

@@ -41,6 +41,17 @@ class Names:
         """The actor of that name; between two of its lives too."""
         return self._refs.get(name)
 
+    def known(self, name: str) -> Ref:
+        """The actor of that name, which is there.
+
+        Raises:
+            ActorError: it is not.
+        """
+        ref = self._refs.get(name)
+        if ref is None:
+            raise ActorError(f"no actor is named {name!r}", name=name)
+        return ref
+
     def all(self) -> dict[str, Ref]:
         """A copy of the register."""
         with self._lock:

@@ -1,6 +1,8 @@
 """What a process has, and what has come since: threads, processes, descriptors, shared memory.
 
-Reads ``/proc`` and nothing else, so it needs no further package.
+Reads ``/proc`` and nothing else, so it needs no further package. Others may work beside it: what
+tests of another process hold is not counted, nor are threads that wait for the work of a runtime
+which was there before and still is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterable
 
+from handoff_actors.actors.carriers import Carrier
+
 PATIENCE = 5.0
 """Seconds that what is just ending has to be gone."""
 
@@ -20,10 +24,12 @@ class Leaks:
     """A snapshot of what this process has; ``new()`` tells what is more than that now.
 
     Daemon threads and what lives for the whole process are no exception: take the snapshot after
-    they are there.
+    they are there. A runtime that several tests share is: it has as many threads as were ever at
+    work at once, so another one that waits for work is not counted; one that is at work is.
     """
 
     def __init__(self) -> None:
+        self.since = time.monotonic()
         self.threads = set(threading.enumerate())
         self.children = descendants()
         self.files = open_files()
@@ -33,7 +39,7 @@ class Leaks:
         """In words, what is more than before; empty is good."""
         found = [
             f"thread {thread.name}" for thread in threading.enumerate()
-            if thread not in self.threads
+            if thread not in self.threads and not self._is_spare(thread)
         ]  # fmt: skip
         found += [f"process {pid} ({command(pid)})" for pid in descendants() - self.children]
         files = open_files()
@@ -44,8 +50,17 @@ class Leaks:
             found += [f"{_kind(name)} {name}" for name in more] or [
                 f"{len(files) - len(self.files)} descriptors more"
             ]
-        found += [f"shared memory {name}" for name in shared_memory() - self.shared]
+        segments = shared_memory() - self.shared
+        if segments:
+            segments = _ours(segments) & shared_memory()  # one that is gone meanwhile has no holder
+        found += [f"shared memory {name}" for name in sorted(segments)]
         return found
+
+    def _is_spare(self, thread: threading.Thread) -> bool:
+        """Whether it waits for work of a runtime that was there before, and still is."""
+        if not isinstance(thread, Carrier):
+            return False
+        return thread.owner.opened <= self.since and thread.owner.is_spare(thread)
 
     def check(self, patience: float = PATIENCE) -> None:
         """Wait until there is nothing new.
@@ -95,6 +110,36 @@ def shared_memory() -> set[str]:
                 if entry.stat(follow_symlinks=False).st_uid == os.getuid():
                     found.add(entry.name)
     return found
+
+
+def _ours(segments: set[str]) -> set[str]:
+    """Those that this process or one below it holds, and those that nobody holds who lives.
+
+    A semaphore that nobody holds is not ours: it says nothing of who made it, and ``multiprocessing``
+    removes those of this process when it ends.
+    """
+    ours = {os.getpid(), *descendants()}
+    held: set[str] = set()
+    others: set[str] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            (held if int(name) in ours else others).update(_mapped(name) & segments)
+    unheld = {name for name in segments - held - others if not name.startswith("sem.")}
+    return held | unheld
+
+
+def _mapped(pid: str) -> set[str]:
+    """The names in shared memory that a process has mapped or open; none if it may not be seen."""
+    paths: list[str] = []
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
+            paths += [line.rstrip("\n").partition("/dev/shm/")[2] for line in file]  # noqa: S108
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                path = os.readlink(f"/proc/{pid}/fd/{fd}")
+                paths.append(path.partition("/dev/shm/")[2])  # noqa: S108
+    return {path for path in paths if path}
 
 
 def descendants() -> set[int]:

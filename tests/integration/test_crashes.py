@@ -13,6 +13,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import Function
+from handoff_actors.actors.server import Crash
 from handoff_actors.testing import crash
 
 NAMES = [
@@ -546,3 +547,40 @@ def test_events_tell_of_crashes(tough: handoff.Runtime) -> None:
     (event,) = seen
     assert (event.name, event.restarted) == ("result_store", True)
     assert "why" in event.reason
+
+
+def counted(runtime: handoff.Runtime) -> list[float]:
+    """When the restarts were that count against the limit of the runtime's own supervisor."""
+    incarnation = runtime._root.incarnation
+    assert incarnation is not None
+    behaviour: Any = incarnation.behaviour
+    return [at for at, _ in behaviour._restarts]
+
+
+def test_actors_that_crash_at_once_cost_one_restart_each(tough: handoff.Runtime) -> None:
+    for name in reversed(NAMES):
+        crash(name, runtime=tough)
+    wait_for(lambda: len(tough.status().restarts) == len(NAMES))
+    assert tough.status().restarts == dict.fromkeys(NAMES, 1)
+    assert len(counted(tough)) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", ["distributed_executor", "distributed_result_store"])
+def test_an_actor_that_crashes_as_the_runtime_stops_costs_one_restart(
+    tough: handoff.Runtime, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, restarts = tough._refs[name], tough._restarts
+    settle = tough._settle_runs
+
+    def crash_first(error: Any) -> None:
+        """What ``stop()`` does before it ends the tree, while users find no runtime any more."""
+        if not restarts:
+            assert not tough.running
+            ref.cast(Crash(ValueError("just now")))
+            wait_for(lambda: restarts.get(name))
+            assert len(counted(tough)) == 1
+        settle(error)
+
+    monkeypatch.setattr(tough, "_settle_runs", crash_first)
+    tough.stop()
+    assert restarts == {name: 1}

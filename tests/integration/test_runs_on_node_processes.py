@@ -252,7 +252,7 @@ def test_code_that_must_leave_and_cannot_is_refused_at_once(shared):
     assert set(result.allocations.values()) == {"home"}
 
 
-def test_several_orchestrators_never_over_commit_a_node(shared, tmp_path):
+def test_several_orchestrators_never_over_commit_a_node(shared, leaks, tmp_path):
     def work():
         path = tmp_path / f"{time.monotonic_ns()}"
         path.touch()
@@ -261,7 +261,6 @@ def test_several_orchestrators_never_over_commit_a_node(shared, tmp_path):
         path.unlink()
         return count
 
-    # Not the fixture that looks for leaks: the shared runtime makes threads meanwhile.
     options = {"authkey": shared.authkey, "capabilities": {"cpu": 2}, "shutdown_timeout": 2.0}
     with handoff.Runtime(name="other", **options) as other:
         other.connect(shared.address)

@@ -332,6 +332,84 @@ def test_leaks_of_every_kind_are_found(tmp_path: Path) -> None:
     before.check()
 
 
+def test_spare_threads_of_a_shared_runtime_are_no_leak(eventually: Any) -> None:
+    with handoff.Runtime(capabilities={"cpu": 8}, shutdown_timeout=2.0) as shared:
+        before = testing.Leaks()
+        gate, together = threading.Event(), threading.Barrier(9)
+
+        def work() -> None:
+            together.wait(20)
+            gate.wait(20)
+
+        dag = handoff.new()
+        for i in range(8):
+            dag.add_function(Function(i, code=work, cost={"cpu": 1}))
+        run = shared.submit(dag)
+        together.wait(20)
+        assert any(found.startswith("thread handoff-") for found in before.new())
+        with pytest.raises(AssertionError, match="left behind: thread handoff-"):
+            before.check(0.01)  # they are at work
+        gate.set()
+        run.result(20)
+        before.check()
+        more = set(threading.enumerate()) - before.threads
+        assert more
+        with handoff.Runtime(capabilities={"cpu": 1}, shutdown_timeout=2.0) as later:
+            later.execute(handoff.new().add_function(Function("f", code=int)))
+            own = set(later._workers.carriers.threads())
+            eventually(lambda: {f"thread {thread.name}" for thread in own} <= set(before.new()))
+        before.check()
+    assert not more & set(threading.enumerate())
+
+
+HOLDS = """
+import mmap, os, sys
+path, apart = sys.argv[1], sys.argv[2:]
+if apart and os.fork():
+    os._exit(0)  # so that who holds it is not below the test
+with open(path, "w+b") as file:
+    file.write(bytes(4096))
+    file.flush()
+    held = mmap.mmap(file.fileno(), 4096)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_shared_memory_of_others_is_no_leak() -> None:
+    kind = f"handoff-test-{os.getpid()}"
+    before = testing.Leaks()
+
+    def hold(name: str, *more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDS, f"/dev/shm/{name}", *more],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    def found() -> list[str]:
+        return [line for line in before.new() if line.startswith("shared memory")]
+
+    theirs = hold(f"{kind}-theirs", "apart")
+    ours = None
+    try:
+        Path(f"/dev/shm/sem.{kind}").write_text("of somebody who was killed")
+        assert theirs.wait(20) == 0
+        assert found() == []
+        ours = hold(f"sem.{kind}-ours")
+        assert found() == [f"shared memory sem.{kind}-ours"]
+        Path(f"/dev/shm/{kind}-left").write_text("held by nobody")
+        assert found() == [f"shared memory {kind}-left", f"shared memory sem.{kind}-ours"]
+    finally:
+        for process in filter(None, (theirs, ours)):
+            process.communicate()
+        for path in Path("/dev/shm").glob(f"*{kind}*"):
+            path.unlink()
+    before.check()
+
+
 def test_the_plugin(tmp_path: Path) -> None:
     (tmp_path / "test_user.py").write_text(
         textwrap.dedent(
