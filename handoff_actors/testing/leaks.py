@@ -115,8 +115,8 @@ def shared_memory() -> set[str]:
 def _ours(segments: set[str]) -> set[str]:
     """Those that this process or one below it holds, and those that nobody holds who lives.
 
-    A semaphore that nobody holds is not ours: it says nothing of who made it, and ``multiprocessing``
-    removes those of this process when it ends.
+    A semaphore that nobody holds is not counted: its name does not say whose it was, and
+    ``multiprocessing`` removes those of this process when it ends.
     """
     ours = {os.getpid(), *descendants()}
     held: set[str] = set()
@@ -129,11 +129,13 @@ def _ours(segments: set[str]) -> set[str]:
 
 
 def _mapped(pid: str) -> set[str]:
-    """The names in shared memory that a process has mapped or open; none if it may not be seen."""
+    """What a process has mapped or open in shared memory; nothing if that may not be seen."""
     paths: list[str] = []
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-            paths += [line.rstrip("\n").partition("/dev/shm/")[2] for line in file]  # noqa: S108
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file,
+    ):
+        paths += [line.rstrip("\n").partition("/dev/shm/")[2] for line in file]  # noqa: S108
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):

@@ -202,3 +202,18 @@ def test_what_is_no_workflow_is_refused(tmp_path: Path) -> None:
             from_wfformat(path)
     with pytest.raises(handoff.ConfigurationError):
         SimulatedCluster(2, strategy="random")
+
+
+def test_a_replay_settles_and_lets_time_pass_as_it_was_told() -> None:
+    dag = handoff.new()
+    for i in range(60):
+        dag.add_function(handoff.Function(i, [i - 7] if i >= 7 else [], int, cost={"cpu": 1}))
+    cluster = SimulatedCluster(6, seed=5, churn=0.05, freezes=0.05)
+    cluster.run(until=0.5)
+    cluster.submit(dag, max_retries=20)
+    cluster.run()
+    cluster.settle()
+    cluster.run(until=cluster.now + 100.0)
+    cluster.kill("n1", 1.0)
+    cluster.run(until=cluster.now + 2.0)
+    assert SimulatedCluster.replay(cluster.log()).digest == cluster.digest
