@@ -53,6 +53,7 @@ class NodeProcess:
         process: the present one.
         exits: the exit codes of those before, newest last.
         wanted: whether it is to run at all.
+        up: whether it was up once; one that ends before is told of, and not started again.
     """
 
     name: str
@@ -60,6 +61,7 @@ class NodeProcess:
     process: subprocess.Popen[bytes] | None = None
     exits: list[int] = field(default_factory=list)
     wanted: bool = True
+    up: bool = False
 
 
 class LocalNodes:
@@ -115,19 +117,16 @@ class LocalNodes:
             names = [holder.name for holder in begun]
             deadline = time.monotonic() + timeout
             while not ready(names):
-                for holder in begun:
-                    if holder.exits:
-                        raise NodeDownError(
-                            f"node process {holder.name!r} ended with {holder.exits[0]} before it "
-                            "was up; what it wrote to stderr says why",
-                            node=holder.name,
-                        )
+                _check_none_ended(begun)
                 if time.monotonic() > deadline:
                     raise NodeDownError(
                         f"node processes {', '.join(names)} are not up within {timeout:g} s",
                         node=names[0],
                     )
                 time.sleep(0.002)
+            for holder in begun:
+                holder.up = True
+            _check_none_ended(begun)  # its actor may have heard of it before this
         except BaseException:
             for holder in begun:
                 self.end(supervisor, holder.name)
@@ -205,6 +204,16 @@ class LocalNodes:
         self._spawner.close(1.0)
 
 
+def _check_none_ended(holders: Sequence[NodeProcess]) -> None:
+    for holder in holders:
+        if holder.exits:
+            raise NodeDownError(
+                f"node process {holder.name!r} ended with {holder.exits[0]} before it was up; what "
+                "it wrote to stderr says why",
+                node=holder.name,
+            )
+
+
 def end_together(holders: Sequence[NodeProcess]) -> None:
     """Ask processes to end, and kill those that do not."""
     living = [h.process for h in holders if h.process is not None and h.process.poll() is None]
@@ -259,7 +268,7 @@ class NodeKeeper(Actor):
         process = self.holder.process
         if process is None or process.pid != message.pid:
             return None  # an older one
-        if not self.holder.wanted:
+        if not (self.holder.wanted and self.holder.up):
             return None
         log.warning("node_process_died", peer=self.holder.name, code=message.code, pid=message.pid)
         raise NodeProcessDied(f"the process of node {self.holder.name} ended with {message.code}")
