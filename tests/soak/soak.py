@@ -46,7 +46,9 @@ PATIENCE = 60.0
 IDLE_THREADS = 12.0
 """Seconds after which a thread without work has ended."""
 GROWTH = 1.10
-"""Memory at the end may be so much of what it was after warm-up."""
+"""Blocks of memory in use at the end may be so many of those after warm-up: runs differ."""
+SETTLING = 1.25
+"""The same of resident memory, of which allocators keep some that is free, in pieces."""
 
 ACTORS = (
     "result_store",
@@ -269,6 +271,7 @@ class Figures:
     """What the process has."""
 
     memory: float
+    blocks: int
     threads: int
     processes: int
     fds: int
@@ -280,6 +283,7 @@ class Figures:
         process = psutil.Process()
         return cls(
             process.memory_info().rss / 1e6,
+            sys.getallocatedblocks(),
             threading.active_count(),
             len(process.children(recursive=True)),
             process.num_fds(),
@@ -288,8 +292,8 @@ class Figures:
 
     def __str__(self) -> str:
         return (
-            f"rss {self.memory:7.1f} MB  threads {self.threads:3}  processes {self.processes:2}  "
-            f"fds {self.fds:3}  claims {self.claims:2}"
+            f"rss {self.memory:7.1f} MB  blocks {self.blocks:6}  threads {self.threads:3}  "
+            f"processes {self.processes:2}  fds {self.fds:3}  claims {self.claims:2}"
         )
 
 
@@ -450,7 +454,9 @@ class Soak:
 
     def judge(self, before: Figures, warm: Figures, last: Figures, after: Figures) -> None:
         """Compare."""
-        if last.memory > warm.memory * GROWTH:
+        if last.blocks > warm.blocks * GROWTH:
+            self.problem(f"blocks of memory in use grew from {warm.blocks} to {last.blocks}")
+        if last.memory > warm.memory * SETTLING:
             self.problem(f"memory grew from {warm.memory:.1f} to {last.memory:.1f} MB")
         if last.threads > warm.threads + 4:
             self.problem(f"threads grew from {warm.threads} to {last.threads}")
