@@ -66,6 +66,7 @@ class SimulatedOrchestrator(SimulatedNetwork):
         self._ask = getattr(self.index, strategy)
         self._by_bytes = strategy == "load_balanced"
         self._link: dict[str, str] = {}
+        self._dead: set[int] = set()
         self._known: dict[str, SimulatedNode] = {}
         self._at: dict[str, set[Attempt]] = {}
         self._held: dict[str, set[tuple[int, int]]] = {}
@@ -86,6 +87,8 @@ class SimulatedOrchestrator(SimulatedNetwork):
     def _offered(self, node: SimulatedNode, life: int, session: int) -> None:
         if not node.up or node.life != life or node.session != session:
             return
+        if session in self._dead:
+            return  # the node will notice too, and join again
         self.membership.now = self.now
         for effect in self.membership.handle(Offered(node.card(), str(session))):
             if isinstance(effect, Close):
@@ -108,6 +111,8 @@ class SimulatedOrchestrator(SimulatedNetwork):
             self.membership.handle(Ended(str(session)))
             self._down(str(session))
             self._place()
+        else:
+            self._dead.add(session)
 
     def _down(self, session: str) -> None:
         """A link is no more: what was on that node is to be done again."""

@@ -217,3 +217,13 @@ def test_a_replay_settles_and_lets_time_pass_as_it_was_told() -> None:
     cluster.kill("n1", 1.0)
     cluster.run(until=cluster.now + 2.0)
     assert SimulatedCluster.replay(cluster.log()).digest == cluster.digest
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_link_that_ended_before_it_was_offered_is_no_link(seed: int) -> None:
+    cluster = SimulatedCluster(1, seed=seed)
+    cluster.freeze("n0", 0.01)  # it notices later than the orchestrator that its link has ended
+    cluster.cut("n0")
+    run = cluster.submit(handoff.new().add_function(handoff.Function("f", code=int)))
+    cluster.run(events=1000)
+    assert run.state == "succeeded"
