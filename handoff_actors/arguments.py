@@ -5,7 +5,7 @@ Guarantees that what is refused is a ``ConfigurationError`` that names the argum
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from handoff_actors.errors import ConfigurationError, describe, unfit_id
@@ -36,6 +36,23 @@ def items_of(name: str, values: Any, what: str) -> tuple[Any, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ConfigurationError(f"{name} must be a list of {what}, not {describe(values)}")
     return tuple(values)
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuse what is no int, a bool, or below ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name} must be an int >= {least}, not {describe(value)}")
+
+
+def unlike(
+    wanted: Sequence[Hashable], given: Mapping[Any, Any]
+) -> tuple[list[Hashable], list[Any]]:
+    """Which of the inputs that are wanted are missing, and which were given that are none."""
+    missing = [id_ for id_ in wanted if id_ not in given]
+    if len(given) == len(wanted) - len(missing):
+        return missing, []
+    among = set(wanted)
+    return missing, [id_ for id_ in given if id_ not in among]
 
 
 def patience(timeout: Any) -> float | None:

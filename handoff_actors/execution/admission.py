@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from handoff_actors.arguments import check_count, unlike
 from handoff_actors.errors import (
     ConfigurationError,
     InvalidDAGError,
@@ -121,12 +122,7 @@ def _inputs(
     if not isinstance(inputs, Mapping):
         raise ConfigurationError(f"inputs must map ids to values, not {describe(inputs)}")
     wanted = plan.ids[plan.n :]
-    missing = [id_ for id_ in wanted if id_ not in inputs]
-    unknown = (
-        [id_ for id_ in inputs if id_ not in set(wanted)]
-        if len(inputs) > len(wanted) - len(missing)
-        else []
-    )
+    missing, unknown = unlike(wanted, inputs)
     if missing or unknown:
         what = f"lack {missing!r}" if missing else f"have {unknown!r}, which are no inputs of it"
         raise MissingInputError(
@@ -172,8 +168,7 @@ def _keep(plan: Plan, keep: str | Iterable[Hashable], dag_id: Hashable) -> str |
 def _count(name: str, value: Any, least: int, usual: Any) -> Any:
     if value is None:
         return usual
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name} must be an int >= {least}, not {describe(value)}")
+    check_count(name, value, least)
     return value
 
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from handoff_actors.actors.latches import passed
-from handoff_actors.arguments import patience
+from handoff_actors.arguments import patience, unlike
 from handoff_actors.errors import MissingInputError, PipelineFullError, describe
 from handoff_actors.pipeline.line import Line
 from handoff_actors.pipeline.order import Outlet
@@ -46,8 +46,7 @@ class Inlet:
                 missing=wanted,
                 unknown=[],
             )
-        missing = [id_ for id_ in wanted if id_ not in value]
-        unknown = [id_ for id_ in value if id_ not in wanted]
+        missing, unknown = unlike(wanted, value)
         if missing or unknown:
             what = f"lacks {missing!r}" if missing else f"has {unknown!r}, which are no inputs"
             raise MissingInputError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Protocol
 
 from handoff_actors.actors.calls import Ref
 from handoff_actors.actors.latches import heard
 from handoff_actors.actors.reasons import Reason
 from handoff_actors.actors.specs import ChildSpec, StartChild
+from handoff_actors.arguments import check_count, items_of
 from handoff_actors.errors import (
     AllocationError,
     ConfigurationError,
@@ -188,9 +189,7 @@ def _among(nodes: Any, known: Collection[str], id_: Hashable) -> Collection[str]
     """The nodes that stages may be on, of those that are known."""
     if nodes is None:
         return known
-    if isinstance(nodes, str) or not isinstance(nodes, Iterable):
-        raise ConfigurationError(f"nodes must be names of nodes, not {describe(nodes)}")
-    among = list(nodes)
+    among = items_of("nodes", nodes, "names")
     if not among:
         raise ConfigurationError("nodes must name a node at least; None is all of them")
     for name in among:
@@ -216,26 +215,21 @@ def _free_name(home: Home, id_: Hashable) -> tuple[Hashable, str]:
 
 
 def _limits(max_pending: Any, max_demand: Any, min_demand: Any, join_timeout: Any) -> Limits:
-    _count("max_pending", max_pending, 1)
+    check_count("max_pending", max_pending, 1)
     if max_demand is None:
         if min_demand is not None:
             raise ConfigurationError("min_demand without max_demand: give both")
     else:
-        _count("max_demand", max_demand, 1)
+        check_count("max_demand", max_demand, 1)
         if min_demand is None:
             min_demand = max_demand // 2
-        _count("min_demand", min_demand, 0)
+        check_count("min_demand", min_demand, 0)
         if min_demand >= max_demand:
             raise ConfigurationError(
                 f"min_demand must be less than max_demand={max_demand}, not {min_demand}"
             )
     _seconds("join_timeout", join_timeout)
     return Limits(max_pending, max_demand, min_demand or 0, join_timeout)
-
-
-def _count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name} must be an int >= {least}, not {describe(value)}")
 
 
 def _seconds(name: str, value: Any) -> None:

@@ -170,6 +170,20 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Reads the metrics of runtimes that are instrumented; skips where OpenTelemetry is not."""
+    sdk = pytest.importorskip("opentelemetry.sdk.metrics")
+    export = pytest.importorskip("opentelemetry.sdk.metrics.export")
+    from handoff_actors import telemetry
+
+    made = export.InMemoryMetricReader()
+    provider = sdk.MeterProvider([made])
+    monkeypatch.setattr(telemetry.metrics, "get_meter", provider.get_meter)
+    yield made
+    provider.shutdown()
+
+
+@pytest.fixture
 def net(leaks: Leaks) -> Iterator[Net]:
     """The network of nodes that share this process."""
     made = Net()

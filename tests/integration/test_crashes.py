@@ -15,6 +15,7 @@ import handoff_actors as handoff
 from handoff_actors import Function
 from handoff_actors.actors.server import Crash
 from handoff_actors.testing import crash
+from tests.functions import wait_for
 
 NAMES = [
     "result_store",
@@ -39,13 +40,6 @@ def gate() -> Iterator[threading.Event]:
     made = threading.Event()
     yield made
     made.set()
-
-
-def wait_for(predicate: Callable[[], object], deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not predicate():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.001)
 
 
 def crash_and_wait(runtime: handoff.Runtime, name: str) -> None:

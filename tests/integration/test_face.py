@@ -18,6 +18,7 @@ import pytest
 
 import handoff_actors as handoff
 from handoff_actors import Function
+from tests.functions import wait_for
 
 
 def chain(dag: handoff.DAG | None = None) -> handoff.DAG:
@@ -1214,10 +1215,3 @@ def test_progress_of_a_run_that_is_refused_leaves_nothing(runtime: handoff.Runti
     gate.set()
     run.result(10)
     wait_for(lambda: threading.active_count() <= threads + 2)
-
-
-def wait_for(predicate: Callable[[], object], deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not predicate():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.001)

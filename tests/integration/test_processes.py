@@ -19,22 +19,12 @@ from handoff_actors.execution.workers import process_lane
 from handoff_actors.execution.workers.packing import Outcome, unpack
 from handoff_actors.execution.workers.process_lane import ProcessLane
 from handoff_actors.execution.workers.process_worker import ProcessWorker
+from tests.functions import single, wait_for
 
 
 @pytest.fixture
 def runtime(make_runtime: Any) -> handoff.Runtime:
     return make_runtime(isolation="process", capabilities={"cpu": 2, "memory": 1000})  # type: ignore[no-any-return]
-
-
-def single(code: Any, **options: Any) -> handoff.DAG:
-    return handoff.new().add_function(Function("f", (), code, **options))
-
-
-def wait_for(predicate: Callable[[], object], deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not predicate():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.001)
 
 
 def count(path: Path) -> int:

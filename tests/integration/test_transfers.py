@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 import handoff_actors as handoff
 from handoff_actors import DAG, Argument, Function
 from handoff_actors.events import ValuesMoved
@@ -155,14 +153,8 @@ def test_values_that_users_store_are_told_where_they_are_fetched(nodes):
     assert BIG + 500 <= event.nbytes < BIG + 2000
 
 
-def test_the_metric_of_bytes_moved(nodes, monkeypatch):
-    sdk = pytest.importorskip("opentelemetry.sdk.metrics")
-    export = pytest.importorskip("opentelemetry.sdk.metrics.export")
-    from handoff_actors import telemetry
+def test_the_metric_of_bytes_moved(nodes, reader):
 
-    reader = export.InMemoryMetricReader()
-    provider = sdk.MeterProvider([reader])
-    monkeypatch.setattr(telemetry.metrics, "get_meter", provider.get_meter)
     a, _b = nodes("a", "b")
     result = a.execute(DAG("d").add_function(Function("big", code=big, node="b")))
     assert len(result.results["big"]) == BIG
@@ -175,7 +167,6 @@ def test_the_metric_of_bytes_moved(nodes, monkeypatch):
         if metric.name == "handoff.bytes.moved"
         for point in metric.data.data_points
     ]
-    provider.shutdown()
     (point,) = points
     assert dict(point.attributes) == {"node": "a", "source": "b", "target": "a"}
     assert BIG <= point.value < BIG + 1000

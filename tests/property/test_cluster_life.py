@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import shutil
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -31,6 +27,7 @@ from hypothesis.stateful import (
 import handoff_actors as handoff
 from handoff_actors import Function
 from handoff_actors.testing import crash, freeze_node, kill_node, thaw_node
+from tests.lives import LiveRun, RuntimeLife
 
 LIVES = int(os.environ.get("HANDOFF_LIVES", "0")) // 20 or 2
 NODES = ("b", "c")
@@ -66,30 +63,20 @@ def code(i: int, size: int, gate: str | None, *parts: bytes) -> bytes:
 
 
 @dataclasses.dataclass
-class Live:
+class Live(LiveRun):
     """A run that the machine started."""
 
-    dag_id: Any
-    run: handoff.Run
     gate: Path
     expected: dict[int, bytes]
-    cancelled: bool = False
-    released: bool = False
-    outcome: Any = None
 
 
-class ClusterLife(RuleBasedStateMachine):
+class ClusterLife(RuntimeLife):
     """This node and two node processes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.threads = set(threading.enumerate())
-        self.children = {p.pid for p in psutil.Process().children()}
         self.folder = Path(tempfile.mkdtemp())
-        self.numbers = itertools.count()
-        self.runs: list[Live] = []
         self.frozen: set[str] = set()
-        self.stored: dict[Any, int] = {}
 
     @initialize()
     def begin(self) -> None:
@@ -133,14 +120,6 @@ class ClusterLife(RuleBasedStateMachine):
     def let_go(self, data: Any) -> None:
         data.draw(st.sampled_from(self.runs)).gate.touch()
 
-    @precondition(lambda self: self.runs)
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
-        live = data.draw(st.sampled_from(self.runs))
-        if live.run.cancel():
-            live.cancelled = True
-            assert live.run.cancelled()
-
     @rule(name=st.sampled_from(NODES))
     def kill(self, name: str) -> None:
         with contextlib.suppress(handoff.HandoffError):  # it is dead, and not back yet
@@ -167,13 +146,6 @@ class ClusterLife(RuleBasedStateMachine):
         with contextlib.suppress(handoff.ConfigurationError):  # it is just being restarted
             crash(name, runtime=self.runtime)
 
-    @precondition(lambda self: self.runs)
-    @rule(data=st.data())
-    def crash_runner(self, data: Any) -> None:
-        live = data.draw(st.sampled_from(self.runs))
-        with contextlib.suppress(handoff.ConfigurationError):
-            crash(f"run:{live.dag_id}", runtime=self.runtime)
-
     @rule(key=st.integers(0, 3), value=st.integers())
     def store(self, key: int, value: int) -> None:
         self.runtime.store_value("mine", key, value)
@@ -196,10 +168,7 @@ class ClusterLife(RuleBasedStateMachine):
         for live in self.runs:
             live.gate.touch()
         self.runtime.stop()
-        for live in self.runs:
-            assert live.run.done(), "stop() leaves nobody waiting"
-            if isinstance(live.run.exception(), handoff.RunCancelledError):
-                live.cancelled = True
+        self.all_were_told()
         self.runs.clear()
         self.stored.clear()
         self.runtime.start()
@@ -214,14 +183,6 @@ class ClusterLife(RuleBasedStateMachine):
         else:
             assert isinstance(error, handoff.RunCancelledError), error
             assert live.cancelled
-
-    @invariant()
-    def one_terminal_state(self) -> None:
-        for live in self.runs:
-            if live.run.done():
-                outcome = live.run.exception() or "result"
-                assert live.outcome is None or live.outcome is outcome
-                live.outcome = outcome
 
     @invariant()
     def it_answers(self) -> None:
@@ -252,11 +213,7 @@ class ClusterLife(RuleBasedStateMachine):
                 time.sleep(0.01)
         finally:
             self.runtime.stop()
-        end = time.monotonic() + 10
-        while left := [t for t in threading.enumerate() if t not in self.threads]:
-            assert time.monotonic() < end, left
-            time.sleep(0.001)
-        assert {p.pid for p in psutil.Process().children()} <= self.children
+        self.nothing_is_left()
 
     def is_idle(self) -> bool:
         """Nobody holds anything, and both nodes are back with all they offer free."""

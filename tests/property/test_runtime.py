@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import os
 import threading
 import time
@@ -21,7 +20,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -32,6 +30,7 @@ from hypothesis.stateful import (
 import handoff_actors as handoff
 from handoff_actors import Collocated, Function, events
 from handoff_actors.testing import crash
+from tests.lives import LiveRun, RuntimeLife
 
 OFFERED = {"cpu": 2.0, "memory": 100.0}
 LIVES = int(os.environ.get("HANDOFF_LIVES", "25"))
@@ -382,30 +381,20 @@ NAMES = [
 
 
 @dataclasses.dataclass
-class Live:
+class Live(LiveRun):
     """A run that the machine started."""
 
-    dag_id: Any
-    run: handoff.Run
     gate: threading.Event
     n: int
     calls: dict[int, int]
     process: bool
-    cancelled: bool = False
-    released: bool = False
-    outcome: Any = None
 
 
-class Life(RuleBasedStateMachine):
+class Life(RuntimeLife):
     """One runtime, and whatever may happen to it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.threads = set(threading.enumerate())
-        self.children = {p.pid for p in psutil.Process().children()}
-        self.numbers = itertools.count()
-        self.runs: list[Live] = []
-        self.stored: dict[Any, int] = {}
         self.meter = Metered({"cpu": 2.0})
 
     @initialize()
@@ -475,24 +464,9 @@ class Life(RuleBasedStateMachine):
     def let_go(self, data: Any) -> None:
         data.draw(st.sampled_from(self.open())).gate.set()
 
-    @precondition(lambda self: self.runs)
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
-        live = data.draw(st.sampled_from(self.runs))
-        if live.run.cancel():
-            live.cancelled = True
-            assert live.run.cancelled()
-
     @rule(name=st.sampled_from(NAMES))
     def crash_actor(self, name: str) -> None:
         crash(name, runtime=self.runtime)
-
-    @precondition(lambda self: self.runs)
-    @rule(data=st.data())
-    def crash_runner(self, data: Any) -> None:
-        live = data.draw(st.sampled_from(self.runs))
-        with contextlib.suppress(handoff.ConfigurationError):
-            crash(f"run:{live.dag_id}", runtime=self.runtime)
 
     @rule()
     def kill_workers(self) -> None:
@@ -545,10 +519,8 @@ class Life(RuleBasedStateMachine):
         for live in self.runs:
             live.gate.set()
         self.runtime.stop()
+        self.all_were_told()
         for live in self.runs:
-            assert live.run.done(), "stop() leaves nobody waiting"
-            if isinstance(live.run.exception(), handoff.RunCancelledError):
-                live.cancelled = True
             self.check_outcome(live)
         self.runs.clear()
         self.stored.clear()
@@ -570,14 +542,6 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def nothing_is_over_committed(self) -> None:
         assert not self.meter.wrong
-
-    @invariant()
-    def one_terminal_state(self) -> None:
-        for live in self.runs:
-            if live.run.done():
-                outcome = live.run.exception() or "result"
-                assert live.outcome is None or live.outcome is outcome
-                live.outcome = outcome
 
     @invariant()
     def it_answers(self) -> None:
@@ -604,11 +568,7 @@ class Life(RuleBasedStateMachine):
                 time.sleep(0.001)
         finally:
             self.runtime.stop()
-        end = time.monotonic() + 10
-        while left := [t for t in threading.enumerate() if t not in self.threads]:
-            assert time.monotonic() < end, left
-            time.sleep(0.001)
-        assert {p.pid for p in psutil.Process().children()} <= self.children
+        self.nothing_is_left()
 
 
 def test_a_life() -> None:
